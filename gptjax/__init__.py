@@ -1,0 +1,36 @@
+"""gptjax: train the GPT family and its relatives, and predict the big run from the small ones.
+
+`gptjax.fit(gptjax.get("quickstart"), "runs/quickstart")` is what
+`python experiments/run.py --exp=quickstart` does. Nothing heavy is imported before it is used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Experiment": "gptjax.experiment",
+    "TrainConfig": "gptjax.experiment",
+    "DataConfig": "gptjax.data.config",
+    "DecoderConfig": "gptjax.models.config",
+    "MeshConfig": "gptjax.parallel.mesh",
+    "NextToken": "gptjax.objectives",
+    "OptimConfig": "gptjax.training.optimizer",
+    "Preempted": "gptjax.training.loop",
+    "fit": "gptjax.fit",
+    "get": "gptjax.registry",
+    "names": "gptjax.registry",
+    "register": "gptjax.registry",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'gptjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,50 @@
+"""Validation loss in nats per token and, tokenizer-free, in bits per byte of the text."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptjax.training.loop import to_mesh
+
+
+@dataclass
+class Perplexity:
+    """Called with parameters under a mesh, it gives a row of validation figures.
+
+    Bits per byte divide all nats by the UTF-8 bytes of the predicted text; separators between
+    documents cost nats and hold no byte.
+    """
+
+    eval_step: Any
+    dataset: Any
+    batches: int
+    mesh: Any
+    split: dict
+
+    def __call__(self, params) -> dict[str, float]:
+        sums = []
+        size = 0
+        for batch in self.dataset.validation_batches(self.batches, **self.split):
+            sums.append(self.eval_step(params, to_mesh(batch, self.mesh)))
+            size += int(self.dataset.token_bytes[batch["targets"]].sum(dtype=np.int64))
+        size = _over_processes(size)
+        nats = math.fsum(float(s.nats) for s in sums)
+        tokens = math.fsum(float(s.tokens) for s in sums)
+        return {
+            "validation_loss": nats / tokens,
+            "bits_per_byte": nats / math.log(2) / size,
+            "validation_accuracy": math.fsum(float(s.correct) for s in sums) / tokens,
+        }
+
+
+def _over_processes(number: int) -> int:
+    """The sum of a host's number over all hosts."""
+    import jax
+
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.int64(number))))

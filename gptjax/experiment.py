@@ -1,0 +1,174 @@
+"""An Experiment is one complete run as a frozen value: what is trained, on what, how, where.
+
+It validates itself, survives a JSON round trip, and knows what follows from it (steps, tokens).
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gptjax.data.config import DataConfig
+from gptjax.errors import BadInput, did_you_mean
+from gptjax.models.config import DecoderConfig
+from gptjax.objectives import NextToken
+from gptjax.parallel.mesh import MeshConfig
+from gptjax.training.optimizer import OptimConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and what is written down on the way. Steps are optimizer updates."""
+
+    tokens: int = 0  # the budget; steps follow from it
+    steps: int = 0  # above 0 it takes the place of the budget
+    seed: int = 0
+    log_every: int = 1
+    eval_every: int = 0  # 0: ten times a run
+    eval_batches: int = 16
+    checkpoint_every: int = 0  # 0: ten times a run
+    keep_checkpoints: int = 2  # the newest so many; 0: all
+    sample_prompt: str = ""  # empty: a sample from the start of a document
+    sample_tokens: int = 256  # 0: no sample
+    sample_temperature: float = 0.7
+    sample_top_k: int = 0  # 0: all
+    sample_top_p: float = 0.95
+
+    def validate(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, str) and value < 0:
+                raise BadInput(f"train.{f.name} is {value}; give 0 or more")
+        if not self.tokens and not self.steps:
+            raise BadInput("train.tokens and train.steps are both 0; give one of them")
+        if not 0 < self.sample_top_p <= 1:
+            raise BadInput(f"train.sample_top_p is {self.sample_top_p}; give above 0, up to 1")
+        if not self.log_every or not self.eval_batches:
+            raise BadInput("train.log_every and train.eval_batches must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A complete run; `--part.field=value` on the command line replaces one of its fields."""
+
+    name: str
+    model: DecoderConfig
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: NextToken = field(default_factory=NextToken)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.batch_size * self.data.sequence_length
+
+    @property
+    def steps(self) -> int:
+        return self.train.steps or -(-self.train.tokens // self.tokens_per_step)
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    def every(self, what: Literal["eval", "checkpoint"]) -> int:
+        """Steps between two evaluations or checkpoints."""
+        return getattr(self.train, f"{what}_every") or max(self.steps // 10, 1)
+
+    def validate(self) -> None:
+        """One clear line for a run that cannot be; nothing is computed before."""
+        for part in (self.model, self.data, self.train, self.optim, self.objective, self.mesh):
+            part.validate()
+        if self.data.sequence_length > self.model.context_length:
+            raise BadInput(
+                f"data.sequence_length = {self.data.sequence_length} is longer than "
+                f"model.context_length = {self.model.context_length}; raise the second"
+            )
+        if self.data.batch_size % self.optim.accumulation:
+            raise BadInput(
+                f"data.batch_size = {self.data.batch_size} is not divisible by "
+                f"optim.accumulation = {self.optim.accumulation}"
+            )
+        if self.data.tokenizer == "bytes" and self.model.vocab_size < 257:
+            raise BadInput(
+                f"model.vocab_size = {self.model.vocab_size} is too small for bytes and their "
+                "separator: give 257 or more"
+            )
+
+    def mesh_refusal(self, data: int, fsdp: int, tensor: int) -> str | None:
+        """What stands against this mesh in words, or None."""
+        model, rows = self.model, self.data.batch_size // self.optim.accumulation
+        if rows % (data * fsdp):
+            return f"{rows} sequences are not divisible by data x fsdp = {data * fsdp}"
+        if model.num_heads % tensor:
+            return f"model.num_heads = {model.num_heads} is not divisible by tensor = {tensor}"
+        if model.kv_heads % tensor and model.kv_heads != 1:
+            return f"model.num_kv_heads = {model.kv_heads} is not divisible by tensor = {tensor}"
+        if model.ff_size % tensor:
+            return f"the feed-forward width {model.ff_size} is not divisible by tensor = {tensor}"
+        return None
+
+    def to_json(self) -> dict:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_json(tree: dict) -> "Experiment":
+        """The experiment of a run's `experiment.json`; BadInput names what does not fit."""
+        import cattrs
+
+        converter = cattrs.Converter(forbid_extra_keys=True)
+        try:
+            return converter.structure(tree, Experiment)
+        except Exception as error:
+            problems = "; ".join(cattrs.transform_error(error, path="experiment"))
+            raise BadInput(f"not a usable experiment: {problems}") from None
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """`{"model.d_model": 128, ...}` from a nested dict."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# What may differ when a run goes on: the machine's shape and habits, not the run's arithmetic.
+MAY_DIFFER = ("mesh.", "data.cache_dir", "data.workers", "train.keep_checkpoints")
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """`field: old -> new` for each field that changes the run, from two JSON trees."""
+    old, new = flatten(old), flatten(new)
+    absent = "(absent)"
+    return [
+        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent) and not key.startswith(MAY_DIFFER)
+    ]
+
+
+def field_names(cls: type, prefix: str = "") -> list[str]:
+    """All dotted field names of a dataclass."""
+    names = []
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(f.type):
+            names += field_names(f.type, f"{prefix}{f.name}.")
+        else:
+            names.append(prefix + f.name)
+    return names
+
+
+def unknown_field(name: str) -> BadInput:
+    """The error for a dotted name that no field has."""
+    known = field_names(Experiment)
+    hint = did_you_mean(name, known)
+    if not hint:
+        last = name.rsplit(".", 1)[-1]
+        full = [k for k in known if k.rsplit(".", 1)[-1] == last]
+        hint = did_you_mean(last, [k.rsplit(".", 1)[-1] for k in known])
+        if full:
+            hint = f"; did you mean {' or '.join(repr(k) for k in full[:3])}?"
+    return BadInput(f"unknown field '{name}'{hint or '; --help lists them all'}")

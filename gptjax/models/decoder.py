@@ -1,0 +1,143 @@
+"""The dense decoder: tokens in, hidden states and the vocabulary projection out.
+
+Logits are not made here: the objective multiplies hidden states with the head chunk by chunk, and
+`logits` does it whole for decoding. One module serves training, evaluation and cached decoding;
+the cache is an argument and a result, so `apply` stays pure.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gptjax.models.config import DecoderConfig
+from gptjax.models.layers import Block, Cache, Dropout, Norm, init_std, normal, weight
+from gptjax.parallel import Rules
+from gptjax.parallel.rules import activation_spec
+
+REMAT_POLICIES = {
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Output(NamedTuple):
+    """What a model returns: hidden states [B, T, D], the head [V, D], and the cache or None."""
+
+    hidden_BTD: jax.Array
+    head_VD: jax.Array
+    cache: Cache | None = None
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer; every choice stands in its config."""
+
+    config: DecoderConfig
+    rules: Rules = Rules()
+
+    @nn.compact
+    def __call__(self, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None) -> Output:
+        """Hidden states of tokens [B, T]; with a cache the tokens follow those already in it.
+
+        `positions_BT` counts from each document's start where the data resets positions;
+        `segments_BT` keeps attention within a document. Dropout is active while
+        `rngs={"dropout": key}` is given.
+        """
+        c = self.config
+        B, T = tokens_BT.shape
+        vocab_axes = ("vocab", "embed")
+        # A tied matrix is the head too: 0.02 as published, whatever the other weights do.
+        std = 0.02 if c.init == "gpt2" or c.tied_embeddings else 1.0
+        table_VD = weight(self, "embedding", normal(std), (c.vocab_size, c.d_model), vocab_axes)
+        spec = activation_spec(("batch", "seq", None), (B, T, c.d_model), self.rules)
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec, mode="clip")
+        start = 0 if cache is None else cache.length
+        positions = start + jnp.arange(T) if positions_BT is None else positions_BT
+        if c.positions == "learned":
+            shape = (c.context_length, c.d_model)
+            std = init_std(c, c.d_model) if c.init == "gpt2" else 0.02
+            table_SD = weight(self, "positions", normal(std), shape, (None, "embed"))
+            here = spec if positions.ndim == 2 else None
+            p_TD = table_SD.at[positions].get(out_sharding=here, mode="clip")
+            x_BTD = x_BTD + (p_TD if p_TD.ndim == 3 else p_TD[None])
+        x_BTD = Dropout(c.dropout)(x_BTD)
+        x_BTD, cache = self.blocks(x_BTD, positions, segments_BT, cache)
+        cache = None if cache is None else cache._replace(length=cache.length + T)
+        if c.block != "post":
+            x_BTD = Norm(c, self.rules, name="final_norm")(x_BTD)
+        head_VD = table_VD
+        if not c.tied_embeddings:
+            std = init_std(c, c.d_model)
+            head_VD = weight(self, "head", normal(std), (c.vocab_size, c.d_model), vocab_axes)
+        return Output(x_BTD, head_VD, cache)
+
+    def blocks(self, x_BTD, positions, segments_BT, cache):
+        """All layers, unrolled or as one scanned layer, each recomputed as `remat` says."""
+        c = self.config
+        block = Block
+        if c.remat != "none":
+            # Under scan the loop already stops the compiler from merging the two computations.
+            block = nn.remat(
+                Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers == "unrolled"
+            )
+        if c.layers == "scan":
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(Cache(0, nn.broadcast), nn.broadcast, nn.broadcast),
+                out_axes=Cache(0, nn.broadcast),
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layer"},
+            )(c, self.rules, name="layers")
+            x_BTD, cache = scanned(x_BTD, cache, positions, segments_BT)
+            return x_BTD, cache
+        layers = []
+        for i in range(c.num_layers):
+            one = None if cache is None else Cache(cache.layers[i], cache.length)
+            x_BTD, one = block(c, self.rules, name=f"layer_{i}")(
+                x_BTD, one, positions, segments_BT
+            )
+            layers.append(None if one is None else one.layers)
+        return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
+
+
+def logits(output: Output, rules: Rules = Rules()):
+    """Logits [B, T, V] in float32."""
+    h, w = output.hidden_BTD, output.head_VD
+    shape = (*h.shape[:2], w.shape[0])
+    spec = activation_spec(("batch", "seq", "vocab"), shape, rules)
+    return jnp.einsum(
+        "btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec
+    )
+
+
+def empty_cache(config: DecoderConfig, batch: int, length: int) -> Cache:
+    """A cache with room for `length` positions of `batch` sequences."""
+    shape = (batch, length, config.kv_heads, config.head_size)
+    if config.layers == "scan":
+        shape = (config.num_layers, *shape)
+    pair = lambda: tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(2))  # noqa: E731
+    layers = pair() if config.layers == "scan" else tuple(pair() for _ in range(config.num_layers))
+    return Cache(layers, jnp.zeros((), jnp.int32))
+
+
+def init_params(config: DecoderConfig, key):
+    """Random parameters as a plain dict, without a mesh (values do not depend on the mesh)."""
+    boxed = Decoder(config).init({"params": key}, jnp.zeros((1, 1), jnp.int32))["params"]
+    return nn.meta.unbox(boxed)
+
+
+def param_axes(config: DecoderConfig):
+    """Logical axis names of every parameter, in the same tree as the parameters."""
+    boxed = jax.eval_shape(
+        lambda key: Decoder(config).init({"params": key}, jnp.zeros((1, 1), jnp.int32))["params"],
+        jax.random.key(0),
+    )
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map(
+        lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim,
+        boxed,
+        is_leaf=is_box,
+    )

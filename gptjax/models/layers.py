@@ -1,0 +1,219 @@
+"""The parts of a transformer block: norm, attention, feed-forward, and the cache of one layer.
+
+Every parameter is created by `weight`, which notes its logical axis names for the sharding rules,
+gathers it along `embed`, and casts it to the dtype of the computation.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gptjax.models.config import DecoderConfig
+from gptjax.ops import activations
+from gptjax.ops.attention import attention, decode_attention
+from gptjax.ops.linear import project
+from gptjax.ops.norms import layer_norm, rms_norm
+from gptjax.ops.rotary import alibi_slopes, rotary
+from gptjax.parallel import Rules, gathered, place
+from gptjax.parallel.rules import activation_spec
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, of which the first `length` positions are filled.
+
+    `layers` is one (k_BSGK, v_BSGK) per layer, or for scanned layers one pair with a leading N.
+    """
+
+    layers: Any
+    length: jax.Array
+
+
+def normal(std: float):
+    """Initialiser: N(0, std^2)."""
+    return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
+
+
+def weight(module: nn.Module, name: str, init, shape, axes: tuple[str | None, ...]):
+    """The named parameter of a module, ready to be multiplied."""
+    boxed = nn.with_partitioning(init, axes)
+    w = module.param(name, boxed, shape, jnp.float32)
+    w = w.value if isinstance(w, nn.meta.AxisMetadata) else w
+    w = w.astype(module.config.compute_dtype)
+    return gathered(w, axes, module.rules)
+
+
+def zeros(key, shape, dtype):
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key, shape, dtype):
+    return jnp.ones(shape, dtype)
+
+
+def init_std(config: DecoderConfig, fan_in: int, residual: bool = False) -> float:
+    """Standard deviation of a weight.
+
+    "gpt2" is 0.02, and for the products that write into the residual stream 0.02 / sqrt(2 N), so
+    that the stream's variance does not grow with depth; "fan_in" is 1 / sqrt(fan_in) with the
+    same factor.
+    """
+    std = 0.02 if config.init == "gpt2" else 1.0 / math.sqrt(fan_in)
+    return std / math.sqrt(2 * config.num_layers) if residual else std
+
+
+class Norm(nn.Module):
+    config: DecoderConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        c = self.config
+        width = x_BTD.shape[-1]
+        scale_D = weight(self, "scale", ones, (width,), ("embed",))
+        if c.norm == "rmsnorm":
+            return rms_norm(x_BTD, scale_D, c.norm_epsilon)
+        bias_D = weight(self, "bias", zeros, (width,), ("embed",)) if c.norm_biases else None
+        return layer_norm(x_BTD, scale_D, bias_D, c.norm_epsilon)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (arXiv 1207.0580), active while a "dropout" key is given."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x):
+        if not self.rate or not self.has_rng("dropout"):
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
+        keep = place(keep, ("batch",) + (None,) * (x.ndim - 1), Rules())
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped (arXiv 2305.13245) or multi-query attention with a functional cache."""
+
+    config: DecoderConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x_BTD, positions, segments_BT, cache):
+        c = self.config
+        D, H, G, K = x_BTD.shape[-1], c.num_heads, c.kv_heads, c.head_size
+        q_BTHK = self.heads("query", x_BTD, H, "heads")
+        k_BTGK = self.heads("key", x_BTD, G, "kv_heads")
+        v_BTGK = self.heads("value", x_BTD, G, "kv_heads")
+        if c.positions == "rotary":
+            q_BTHK = rotary(q_BTHK, positions, c.rotary_base, c.rotary_fraction)
+            k_BTGK = rotary(k_BTGK, positions, c.rotary_base, c.rotary_fraction)
+        slopes_H = alibi_slopes(H) if c.positions == "alibi" else None
+        if cache is None:
+            out_BTHK = attention(
+                q_BTHK,
+                k_BTGK,
+                v_BTGK,
+                pattern=c.attention.pattern,
+                kernel=c.attention.kernel,
+                segments_BT=segments_BT,
+                slopes_H=slopes_H,
+            )
+        else:
+            k_BSGK = _write(cache.layers[0], k_BTGK, cache.length)
+            v_BSGK = _write(cache.layers[1], v_BTGK, cache.length)
+            out_BTHK = decode_attention(
+                q_BTHK, k_BSGK, v_BSGK, index=cache.length, slopes_H=slopes_H
+            )
+            cache = Cache((k_BSGK, v_BSGK), cache.length)
+        std = init_std(c, H * K, residual=True)
+        w_HKD = weight(self, "output", normal(std), (H, K, D), ("heads", "head_dim", "embed"))
+        spec = activation_spec(("batch", "seq", None), x_BTD.shape, self.rules)
+        y_BTD = project(out_BTHK, w_HKD, contract=2, out_sharding=spec)
+        if c.attention_biases:
+            y_BTD = y_BTD + weight(self, "output_bias", zeros, (D,), ("embed",))[None, None]
+        return y_BTD, cache
+
+    def heads(self, name: str, x_BTD, count: int, axis: str):
+        """One of the three input products, [B, T, count, K] with `count` split over `tensor`."""
+        c = self.config
+        shape = (x_BTD.shape[-1], count, c.head_size)
+        std = init_std(c, x_BTD.shape[-1])
+        w_DHK = weight(self, name, normal(std), shape, ("embed", axis, "head_dim"))
+        out = (*x_BTD.shape[:2], *shape[1:])
+        spec = activation_spec(("batch", "seq", axis, "head_dim"), out, self.rules)
+        y_BTHK = project(x_BTD, w_DHK, out_sharding=spec)
+        if c.attention_biases:
+            bias_HK = weight(self, f"{name}_bias", zeros, shape[1:], (axis, "head_dim"))
+            y_BTHK = y_BTHK + bias_HK[None, None]
+        return y_BTHK
+
+
+def _write(slots_BSGK, new_BTGK, start):
+    return jax.lax.dynamic_update_slice_in_dim(slots_BSGK, new_BTGK, start, axis=1)
+
+
+class MLP(nn.Module):
+    """Feed-forward layer, plain or gated (arXiv 2002.05202)."""
+
+    config: DecoderConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        c = self.config
+        D, F = x_BTD.shape[-1], c.ff_size
+        act = activations.activation(c.unit)
+        h_BTF = self.columns("up", x_BTD)
+        h_BTF = act(self.columns("gate", x_BTD)) * h_BTF if c.gated else act(h_BTF)
+        std = init_std(c, F, residual=True)
+        w_FD = weight(self, "down", normal(std), (F, D), ("mlp", "embed"))
+        spec = activation_spec(("batch", "seq", None), x_BTD.shape, self.rules)
+        y_BTD = project(h_BTF, w_FD, out_sharding=spec)
+        if c.mlp_biases:
+            y_BTD = y_BTD + weight(self, "down_bias", zeros, (D,), ("embed",))[None, None]
+        return y_BTD
+
+    def columns(self, name: str, x_BTD):
+        c = self.config
+        D, F = x_BTD.shape[-1], c.ff_size
+        w_DF = weight(self, name, normal(init_std(c, D)), (D, F), ("embed", "mlp"))
+        spec = activation_spec(("batch", "seq", "mlp"), (*x_BTD.shape[:2], F), self.rules)
+        h_BTF = project(x_BTD, w_DF, out_sharding=spec)
+        if c.mlp_biases:
+            h_BTF = h_BTF + weight(self, f"{name}_bias", zeros, (F,), ("mlp",))[None, None]
+        return h_BTF
+
+
+class Block(nn.Module):
+    """One layer: pre-norm (GPT-2), post-norm (GPT-1) or parallel (GPT-J, PaLM arXiv 2204.02311)."""
+
+    config: DecoderConfig
+    rules: Rules
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, positions, segments_BT):
+        c = self.config
+
+        def norm(name):
+            return Norm(c, self.rules, name=name)
+
+        def drop(y_BTD):
+            return Dropout(c.dropout)(y_BTD)
+
+        mix = Attention(c, self.rules, name="attention")
+        mlp = MLP(c, self.rules, name="mlp")
+        if c.block == "pre":
+            y_BTD, cache = mix(norm("attention_norm")(x_BTD), positions, segments_BT, cache)
+            x_BTD = x_BTD + drop(y_BTD)
+            x_BTD = x_BTD + drop(mlp(norm("mlp_norm")(x_BTD)))
+        elif c.block == "post":
+            y_BTD, cache = mix(x_BTD, positions, segments_BT, cache)
+            x_BTD = norm("attention_norm")(x_BTD + drop(y_BTD))
+            x_BTD = norm("mlp_norm")(x_BTD + drop(mlp(x_BTD)))
+        else:
+            h_BTD = norm("norm")(x_BTD)
+            y_BTD, cache = mix(h_BTD, positions, segments_BT, cache)
+            x_BTD = x_BTD + drop(y_BTD + mlp(h_BTD))
+        return x_BTD, cache

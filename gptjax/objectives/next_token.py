@@ -1,0 +1,59 @@
+"""Next-token prediction: the mean negative log-likelihood of each token given those before it.
+
+The z-loss keeps the log-partition near zero (arXiv 2204.02311, section 5).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+
+from gptjax.errors import BadInput
+from gptjax.ops.vocab_loss import vocab_loss
+
+
+class LossSums(NamedTuple):
+    """Sums over the predicted tokens of a batch; float32 scalars.
+
+    `total` is what is differentiated: nats plus auxiliary terms.
+    """
+
+    total: jax.Array
+    nats: jax.Array
+    correct: jax.Array
+    tokens: jax.Array
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy on `targets`, over chunks of tokens so that logits never exist whole."""
+
+    z_loss: float = 0.0
+    chunk_tokens: int = 0  # tokens whose logits exist at once; 0: about 2^25 logits a chunk
+
+    def validate(self) -> None:
+        for name in ("z_loss", "chunk_tokens"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"objective.{name} is {getattr(self, name)}; give 0 or more")
+
+    def sums(self, apply, batch) -> LossSums:
+        """`apply(tokens_BT, positions_BT=, segments_BT=)` gives a model's `Output`.
+
+        A batch holds `tokens` and `targets` [B, T], and where the data gives them `positions`,
+        `segments` and float `weights` [B, T].
+        """
+        out = apply(
+            batch["tokens"],
+            positions_BT=batch.get("positions"),
+            segments_BT=batch.get("segments"),
+        )
+        chunk = self.chunk_tokens or max(2**25 // out.head_VD.shape[0], 256)
+        total, stats = vocab_loss(
+            out.hidden_BTD,
+            out.head_VD,
+            batch["targets"],
+            batch.get("weights"),
+            z_loss=self.z_loss,
+            chunk_tokens=chunk,
+        )
+        return LossSums(total, stats.nats, stats.correct, stats.weight)

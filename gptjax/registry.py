@@ -1,0 +1,71 @@
+"""Experiments by name: a registered function without arguments returns a complete Experiment."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+from gptjax.errors import BadInput, did_you_mean
+from gptjax.experiment import Experiment
+
+_functions: dict[str, Callable[[], Experiment]] = {}
+_loaded = False
+
+
+def register(function: Callable[[], Experiment]) -> Callable[[], Experiment]:
+    """Make `function` known under its own name; its docstring's first line is shown by --list."""
+    name = function.__name__
+    taken = _functions.get(name)
+    if taken is not None and taken.__module__ != function.__module__:
+        raise BadInput(f"two experiments are called {name}: {taken.__module__} has one already")
+    _functions[name] = function
+    return function
+
+
+def _load() -> None:
+    """Import every module of the `experiments` package, once."""
+    global _loaded
+    if _loaded:
+        return
+    package = importlib.import_module("experiments")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "run":
+            importlib.import_module(f"experiments.{module.name}")
+    _loaded = True
+
+
+def names() -> list[str]:
+    """All registered names, sorted."""
+    _load()
+    return sorted(_functions)
+
+
+def resolve(name: str) -> str:
+    """The registered name that `name` is, or is an unambiguous suffix of."""
+    known = names()
+    if name in known:
+        return name
+    if not name:
+        raise BadInput("no experiment is named; --list shows them all")
+    ends = [other for other in known if other.endswith(name)]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise BadInput(f"experiment '{name}' is ambiguous: {', '.join(ends)}")
+    hint = did_you_mean(name, known) or "; --list shows them all"
+    raise BadInput(f"unknown experiment '{name}'{hint}")
+
+
+def get(name: str) -> Experiment:
+    """The experiment of that name (an unambiguous suffix will do); BadInput when there is none."""
+    import dataclasses
+
+    name = resolve(name)
+    experiment = dataclasses.replace(_functions[name](), name=name)
+    experiment.validate()
+    return experiment
+
+
+def describe(name: str) -> str:
+    """The first line of the experiment's docstring."""
+    lines = (_functions[resolve(name)].__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""

@@ -1,0 +1,112 @@
+"""The ledger: parameters and FLOPs counted from the config, never assumed.
+
+A FLOP is one multiplication or addition inside a matrix product; norms, softmax and other
+elementwise work are not counted (they are a few percent of the time and none of the convention).
+Model FLOPs count the query-key pairs of the attention pattern and three times the forward pass
+for training; executed FLOPs count what the chosen kernel and rematerialisation really multiply.
+The rule of thumb 6 N per token (arXiv 2001.08361) is kept beside it, to be compared.
+"""
+
+from dataclasses import dataclass
+
+from gptjax.models.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts by group."""
+
+    embedding: int  # the token table, and the head when it is tied
+    positions: int
+    attention: int
+    mlp: int
+    norms: int
+    head: int  # 0 when tied
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.positions + self.non_embedding + self.head
+
+    @property
+    def non_embedding(self) -> int:
+        """Without token table, position table and head: Kaplan's N (arXiv 2001.08361)."""
+        return self.attention + self.mlp + self.norms
+
+    @property
+    def active(self) -> int:
+        """Parameters that take part in one token: all, in a dense model."""
+        return self.total
+
+    def groups(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def count_parameters(c: DecoderConfig) -> Parameters:
+    """Every parameter of the decoder, by group."""
+    D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
+    attention = D * (H + 2 * G) * K + H * K * D
+    if c.attention_biases:
+        attention += (H + 2 * G) * K + D
+    mlp = (3 if c.gated else 2) * D * F
+    if c.mlp_biases:
+        mlp += (2 if c.gated else 1) * F + D
+    norm = D * (2 if c.norm_biases else 1)
+    norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post")
+    return Parameters(
+        embedding=c.vocab_size * D,
+        positions=c.context_length * D if c.positions == "learned" else 0,
+        attention=N * attention,
+        mlp=N * mlp,
+        norms=norms * norm,
+        head=0 if c.tied_embeddings else c.vocab_size * D,
+    )
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs per token at one sequence length: forward by part, and of training."""
+
+    projections: float  # queries, keys, values, output
+    attention: float  # scores and weighted values, over the pairs that the pattern visits
+    mlp: float
+    head: float
+
+    @property
+    def forward(self) -> float:
+        return self.projections + self.attention + self.mlp + self.head
+
+    @property
+    def training(self) -> float:
+        """Forward once and backward twice (a product has two operands to differentiate)."""
+        return 3 * self.forward
+
+
+def count_flops(c: DecoderConfig, length: int, pairs: int | None = None) -> Flops:
+    """FLOPs per token of sequences of `length`; `pairs` defaults to those the pattern visits."""
+    D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
+    if pairs is None:
+        pairs = c.attention.pattern.pairs(length)
+    return Flops(
+        projections=2 * N * D * K * (2 * H + 2 * G),
+        attention=2 * 2 * N * H * K * pairs / length,
+        mlp=2 * N * (3 if c.gated else 2) * D * F,
+        head=2 * D * c.vocab_size,
+    )
+
+
+def executed_training_flops(c: DecoderConfig, length: int, kernel: str) -> float:
+    """FLOPs per token that a training step multiplies, recomputation counted.
+
+    A fused attention kernel keeps no scores: its backward makes them again (five products over
+    its pairs where the dense one has four).
+    """
+    from gptjax.ops.attention import kernel_pairs
+
+    f = count_flops(c, length, kernel_pairs(c.attention.pattern, length, kernel))
+    scores = f.attention / 2
+    total = f.training + (0 if kernel == "dense" else scores)
+    if c.remat == "block":
+        total += f.projections + f.attention + f.mlp
+    elif c.remat == "products":
+        total += f.attention
+    return total

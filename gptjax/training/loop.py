@@ -1,0 +1,177 @@
+"""The loop: batches in, updates out, and at set steps a row, an evaluation, a checkpoint.
+
+The metrics of step k are read after step k + 1 has been dispatched, so the device never waits
+for the host. A stop signal, a loss that is not finite and the end of the budget are the only
+ways out, and each leaves a checkpoint that the next start goes on from.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gptjax.errors import BadInput
+from gptjax.parallel import Rules
+from gptjax.training.optimizer import path_name
+from gptjax.training.state import TrainState
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and has saved itself; the same command goes on with it."""
+
+
+class Diverged(BadInput):
+    """The loss or a gradient stopped being finite."""
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C once asks for a clean stop; Ctrl-C twice stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self.ask)
+        return self
+
+    def ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def to_mesh(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as arrays of the whole mesh, split over its rows."""
+    sharding = NamedSharding(mesh, P(Rules().batch))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
+
+
+@dataclass
+class Loop:
+    """Everything a run needs to go from `state.step` to its last step.
+
+    `evaluate(params)` returns a row of validation figures; `account(step)` the columns that every
+    row carries (tokens, FLOPs).
+    """
+
+    experiment: Any
+    mesh: Any
+    train_step: Callable
+    iterator: Any
+    recorder: Any
+    progress: Any
+    checkpointer: Any
+    evaluate: Callable[[Any], dict]
+    account: Callable[[int], dict]
+    seconds: float = 0.0  # spent training before this start
+
+    def run(self, state: TrainState) -> TrainState:
+        """Train to the end; Preempted, Diverged or BadInput (a full disk) leave early."""
+        self.begun = time.monotonic() - self.seconds
+        self.pending = None
+        self.saved = step = int(state.step)
+        experiment = self.experiment
+        with StopSignal() as stop, jax.set_mesh(self.mesh):
+            while step < experiment.steps:
+                batch = to_mesh(next(self.iterator), self.mesh)
+                state, metrics = self.train_step(state, batch)
+                before, self.pending = self.pending, (step + 1, metrics)
+                if before is not None:
+                    self.record(before, state.params)
+                step += 1
+                last = step == experiment.steps
+                if last or step % experiment.every("eval") == 0:
+                    self.flush(state.params)
+                    self.evaluated(step, state.params)
+                if last or step % experiment.every("checkpoint") == 0 or stop.asked:
+                    self.flush(state.params)
+                    self.save(step, state)
+                if stop.asked and not last:
+                    self.checkpointer.wait()
+                    raise Preempted(f"stopped at step {step} and saved")
+        self.checkpointer.wait()
+        return state
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.begun
+
+    def flush(self, params) -> None:
+        """Read the newest metrics now."""
+        if self.pending is not None:
+            self.record(self.pending, params)
+            self.pending = None
+
+    def record(self, pending, params) -> None:
+        step, metrics = pending
+        metrics = jax.device_get(metrics)
+        if not metrics.finite:
+            raise Diverged(self.blame(step, metrics, params))
+        row = {
+            "step": step,
+            "loss": float(metrics.loss),
+            "accuracy": float(metrics.accuracy),
+            "grad_norm": float(metrics.grad_norm),
+            "lr": float(metrics.lr),
+            "seconds": round(self.elapsed, 3),
+            **self.account(step),
+        }
+        if self.recorder is not None and step % self.experiment.train.log_every == 0:
+            self.recorder.write(row)
+        if self.progress is not None:
+            self.progress.step(step, row["loss"], self.experiment.tokens_per_step)
+
+    def blame(self, step: int, metrics, params) -> str:
+        """Which step and which parameters; names the largest gradient when all are finite."""
+        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+        groups = [path_name(path) for path, _ in leaves]
+        bad = [g for g, s in zip(groups, metrics.squares, strict=True) if not np.isfinite(s)]
+        largest = {
+            g: float(abs(leaf).max()) for g, (_, leaf) in zip(groups, leaves, strict=True)
+        }
+        top = max(largest, key=largest.get)
+        what = f"loss {float(metrics.loss)}"
+        where = f"gradients of {', '.join(bad[:3])}" if bad else "no single gradient"
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        return (
+            f"not finite at step {step}: {what}; not finite are {where}{more}; the largest "
+            f"parameters are in {top} (up to {largest[top]:.3g}); the last good checkpoint is step "
+            f"{self.saved}; lower optim.lr or raise optim.warmup_fraction"
+        )
+
+    def evaluated(self, step: int, params) -> None:
+        row = {"step": step, **self.evaluate(params)}
+        row.update(seconds=round(self.elapsed, 3), **self.account(step))
+        if self.recorder is not None:
+            self.recorder.write(row)
+        if self.progress is not None:
+            figures = " · ".join(
+                f"{name.replace('_', ' ')} {row[name]:.4f}"
+                for name in ("validation_loss", "bits_per_byte")
+                if name in row
+            )
+            self.progress.say(f"step {step} · {figures}")
+
+    def save(self, step: int, state: TrainState) -> None:
+        if step == self.saved and step:
+            return
+        extra = {"seconds": self.elapsed}
+        self.checkpointer.save(step, state, self.iterator.get_state(), extra)
+        self.saved = step

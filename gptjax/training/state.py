@@ -1,0 +1,60 @@
+"""The state of a run on the mesh: one pytree that is stepped, saved and restored."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gptjax.models.decoder import init_params, param_axes
+from gptjax.parallel import Rules
+
+
+class TrainState(NamedTuple):
+    """`step` counts finished updates; `rng` is the key that dropout keys are folded from."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    rng: jax.Array
+
+
+def abstract_params(config):
+    """Shapes and dtypes of the parameters, without a mesh."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+
+def param_specs(config, mesh, rules: Rules = Rules()):
+    """The stored layout of every parameter on this mesh (which may be abstract)."""
+    return jax.tree.map(
+        lambda leaf, names: rules.spec(names, leaf.shape, mesh),
+        abstract_params(config),
+        param_axes(config),
+    )
+
+
+def init_state(config, optimizer: optax.GradientTransformation, seed: int, mesh) -> TrainState:
+    """A fresh state on the mesh. Values depend on the seed alone, not on the mesh."""
+    specs = param_specs(config, mesh)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    # The initialisers know nothing of meshes; the compiler splits their work by the outputs.
+    params = jax.jit(lambda key: init_params(config, key), out_shardings=shardings)(init_key)
+    whole = NamedSharding(mesh, P())
+    with jax.set_mesh(mesh):
+        opt_state = jax.jit(optimizer.init)(params)
+    opt_state = jax.tree.map(
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole),
+        opt_state,
+    )
+    step, rng = jax.device_put((jnp.zeros((), jnp.int32), run_key), whole)
+    return TrainState(step, params, opt_state, rng)
+
+
+def abstract_like(state: TrainState):
+    """Shapes, dtypes and layouts of a state, for restoring into."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
