@@ -1,0 +1,22 @@
+"""Eight simulated devices and no silent rank promotion, also when only this folder is run."""
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+if jax.config.jax_num_cpu_devices != 8:
+    jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+AXES = ("data", "fsdp", "tensor")
+MESHES = [(1, 1, 1), (2, 2, 2), (1, 1, 4), (8, 1, 1)]
+
+
+@pytest.fixture(params=MESHES, ids=str)
+def mesh(request):
+    """An explicit mesh over the first devices; the test enters it with `jax.set_mesh`."""
+    shape = request.param
+    count = shape[0] * shape[1] * shape[2]
+    return jax.make_mesh(
+        shape, AXES, axis_types=(AxisType.Explicit,) * 3, devices=jax.devices()[:count]
+    )
