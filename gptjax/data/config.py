@@ -1,0 +1,119 @@
+"""What to train on: corpus, tokenizer, windows and split, in one frozen dataclass."""
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from gptjax.errors import BadInput, did_you_mean
+
+CORPORA = ("pycode", "shakespeare", "files")
+MIN_SENTENCEPIECE_VOCAB = 320  # 256 bytes, the separator, the escapes and some letters
+TFDS_NAME = re.compile(r"tfds:[a-z0-9_]+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A corpus cut into windows of tokens; every field takes part in what a run sees.
+
+    `max_bytes` bounds the training documents only, so that runs with different amounts share
+    one validation split. With `document_attention="within"` a batch carries `segments`, with
+    `positions="document"` it carries `positions`.
+    """
+
+    corpus: str = "pycode"  # pycode | shakespeare | files | tfds:NAME
+    files: tuple[str, ...] = ()  # globs of .txt, .jsonl, .gz, .zst (also .jsonl.zst)
+    text_key: str = "text"  # field of a JSON line or feature of a TFDS example
+    tokenizer: Literal["bytes", "bpe", "unigram"] = "bytes"
+    vocab_size: int = 8192  # of a sentencepiece model trained here; bytes has 257
+    tokenizer_file: str = ""  # an existing sentencepiece model instead of a trained one
+    batch_size: int = 16  # sequences in a global batch
+    sequence_length: int = 256  # tokens
+    max_bytes: int = 0  # about this much training text, documents in hash order; 0 = all
+    validation_fraction: float = 0.01  # of the documents, chosen by document hash
+    epochs: int = 0  # 0 = as many as the run needs
+    seed: int = 0  # of the order of the windows
+    long_documents: Literal["split", "truncate", "refuse"] = "split"
+    document_attention: Literal["across", "within"] = "across"
+    positions: Literal["window", "document"] = "window"  # document = 0 at each document start
+    workers: int = 0  # threads that read ahead; the order and the state do not depend on it
+    cache_dir: str = ""  # "" = $GPTJAX_CACHE or ~/.cache/gptjax
+
+    def validate(self) -> None:
+        """Raise `BadInput` for the first field that cannot be used; reads no file."""
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        self._validate_corpus()
+        if self.tokenizer == "bytes" and self.tokenizer_file:
+            raise BadInput(
+                "data.tokenizer_file is given but data.tokenizer is 'bytes'; "
+                "set data.tokenizer to 'bpe' or 'unigram', or leave the file out"
+            )
+        if self.tokenizer != "bytes" and not self.tokenizer_file:
+            _check_at_least("vocab_size", self.vocab_size, MIN_SENTENCEPIECE_VOCAB)
+            if self.vocab_size >= 2**31:
+                raise BadInput(
+                    f"data.vocab_size={self.vocab_size} is over what the int32 tokens of a batch "
+                    f"hold; the largest is {2**31 - 1}"
+                )
+        for name in ("batch_size", "sequence_length"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("max_bytes", "epochs", "seed", "workers"):
+            _check_at_least(name, getattr(self, name), 0)
+        if not 0 < self.validation_fraction < 1:
+            nearest = 0.01 if self.validation_fraction <= 0 else 0.5
+            raise BadInput(
+                f"data.validation_fraction={self.validation_fraction} leaves a split without "
+                f"documents; it lies between 0 and 1, for example {nearest}"
+            )
+
+    def _validate_corpus(self) -> None:
+        if self.corpus.startswith("tfds:"):
+            if not TFDS_NAME.fullmatch(self.corpus):
+                raise BadInput(
+                    f"data.corpus={self.corpus!r} is not a TFDS name; "
+                    "write tfds:NAME or tfds:NAME/CONFIG, for example tfds:lm1b"
+                )
+        elif self.corpus not in CORPORA:
+            raise BadInput(
+                f"data.corpus={self.corpus!r} is not one of {', '.join(CORPORA)}, tfds:NAME"
+                + did_you_mean(self.corpus, CORPORA)
+            )
+        if self.corpus == "files" and not self.files:
+            raise BadInput(
+                "data.corpus='files' needs data.files, for example --data.files 'texts/*.txt'"
+            )
+        if self.corpus != "files" and self.files:
+            raise BadInput(
+                f"data.files is given but data.corpus is {self.corpus!r}; "
+                "set data.corpus to 'files'"
+            )
+        if not self.text_key:
+            raise BadInput("data.text_key is empty; name the field with the text, often 'text'")
+
+
+def cache_root(config: DataConfig) -> Path:
+    """The folder that holds prepared corpora, tokenizers and tokens."""
+    chosen = config.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax"
+    return Path(chosen).expanduser().absolute()
+
+
+def _check_type(name, value, kind) -> None:
+    options = get_args(kind)
+    if kind == tuple[str, ...]:
+        if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+            raise BadInput(f"data.{name}={value!r} is not a list of file names or globs")
+    elif options:
+        if value not in options:
+            raise BadInput(
+                f"data.{name}={value!r} is not one of {', '.join(options)}"
+                + did_you_mean(str(value), options)
+            )
+    elif isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise BadInput(f"data.{name}={value!r} is not of type {kind.__name__}")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise BadInput(f"data.{name}={value} is too small; the least is {least}")

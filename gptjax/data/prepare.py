@@ -1,0 +1,191 @@
+"""From a `DataConfig` to batches: corpus, tokenizer and tokens, each once into the cache."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.data import loader, shards
+from gptjax.data.cache import Report, key_of, prepared
+from gptjax.data.config import DataConfig, cache_root
+from gptjax.data.corpora import DocumentStore, make_corpus
+from gptjax.data.splits import Split, split_documents
+from gptjax.data.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    read_sentencepiece,
+    train_sentencepiece,
+)
+from gptjax.errors import BadInput
+
+TOKENIZER_FORMAT = 1  # raise it when the training of tokenizers changes
+TOKENIZER_SAMPLE_BYTES = 20_000_000
+
+
+class Dataset:
+    """A prepared corpus: batches to train on, batches to validate on, and what they are."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: dict):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.manifest = manifest
+        self._ids = {name: shards.open_shard(folder, name, manifest) for name in shards.SPLITS}
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer, the separator among them."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
+        return self.tokenizer.token_bytes
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats per validation token under the training split's token frequencies."""
+        return self.manifest["unigram_entropy"]
+
+    @property
+    def windows(self) -> int:
+        """Training sequences in an epoch."""
+        return loader.count_windows(self._ids["train"], self.config.sequence_length)
+
+    def train_iterator(
+        self, process_index: int = 0, process_count: int = 1
+    ) -> loader.TrainIterator:
+        """The training batches of one process: its rows of every global batch."""
+        config = self.config
+        key = key_of(
+            {
+                "tokens": self.manifest["key"],
+                "batch_size": config.batch_size,
+                "sequence_length": config.sequence_length,
+                "seed": config.seed,
+            }
+        )
+        reader = self._reader("train", process_index, process_count)
+        return loader.TrainIterator(
+            reader, config.batch_size, config.epochs, config.seed, config.workers, key
+        )
+
+    def validation_batches(
+        self, count: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Up to `count` batches, the same at every call and for every data seed."""
+        reader = self._reader("validation", process_index, process_count)
+        return loader.validation_batches(reader, self.config.batch_size, count)
+
+    def _reader(self, split: str, process_index: int, process_count: int) -> loader.WindowReader:
+        config = self.config
+        if config.batch_size % process_count:
+            below = config.batch_size - config.batch_size % process_count
+            raise BadInput(
+                f"data.batch_size={config.batch_size} is not divisible by {process_count} "
+                f"processes; the nearest are {below or process_count} and {below + process_count}"
+            )
+        rows = config.batch_size // process_count
+        return loader.WindowReader(
+            self._ids[split],
+            config.sequence_length,
+            self.tokenizer.separator_id,
+            slice(process_index * rows, (process_index + 1) * rows),
+            segments=config.document_attention == "within",
+            positions=config.positions == "document",
+        )
+
+
+def prepare(config: DataConfig, report: Report | None = None) -> Dataset:
+    """Everything that `config` asks for, from the cache or made now and cached.
+
+    `report` gets lines of progress. Raises `BadInput` for whatever a user can mend.
+    """
+    report = report or (lambda line: None)
+    config.validate()
+    brought = None
+    if config.tokenizer_file:
+        brought = read_sentencepiece(config.tokenizer_file, config.tokenizer)
+        shards.shard_dtype(brought.vocab_size)
+        if not brought.exact:
+            report(
+                f"{config.tokenizer_file} does not keep every text exactly; "
+                "bits per byte are those of the text as it normalises it"
+            )
+    store = make_corpus(config, report).prepare()
+    chosen = {
+        "corpus": store.record["sha256"],
+        "validation_fraction": config.validation_fraction,
+        "max_bytes": config.max_bytes,
+    }
+    parts = _Parts(config, store, report)
+    tokenizer = brought or parts.tokenizer(chosen)
+    truncate = config.sequence_length if config.long_documents == "truncate" else 0
+    key = key_of([shards.FORMAT, chosen, tokenizer.kind, tokenizer.sha256, truncate])
+    folder = cache_root(config) / "tokens" / key
+    tokens = prepared(
+        folder,
+        lambda path: shards.write_shards(path, store, parts.split, tokenizer, truncate, report),
+        report,
+    )
+    if config.long_documents == "refuse":
+        _refuse_long(config, tokens["longest"])
+    manifest = {
+        "corpus": store.name,
+        "corpus_sha256": store.record["sha256"],
+        "corpus_documents": store.record["documents"],
+        "corpus_bytes": store.record["bytes"],
+        "corpus_details": store.record["details"],
+        "tokenizer": tokenizer.kind,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "key": key,
+        **tokens,
+    }
+    return Dataset(config, tokenizer, folder, manifest)
+
+
+class _Parts:
+    """The split, worked out at most once and only if something must be built."""
+
+    def __init__(self, config: DataConfig, store: DocumentStore, report: Report):
+        self.config = config
+        self.store = store
+        self.report = report
+        self._split: Split | None = None
+
+    @property
+    def split(self) -> Split:
+        if self._split is None:
+            config, store = self.config, self.store
+            self._split = split_documents(
+                store.hashes, store.sizes, config.validation_fraction, config.max_bytes
+            )
+        return self._split
+
+    def tokenizer(self, chosen: dict) -> Tokenizer:
+        """The bytes, or a sentencepiece model trained on a sample of the training split."""
+        config = self.config
+        if config.tokenizer == "bytes":
+            return ByteTokenizer()
+        settings = [config.tokenizer, config.vocab_size, TOKENIZER_SAMPLE_BYTES]
+        key = key_of([TOKENIZER_FORMAT, chosen, settings])
+        folder = cache_root(config) / "tokenizers" / f"{config.tokenizer}-{key}"
+        prepared(folder, self._train_tokenizer, self.report)
+        return load_tokenizer(folder)
+
+    def _train_tokenizer(self, folder: Path) -> dict:
+        texts = shards.training_texts(self.store, self.split, TOKENIZER_SAMPLE_BYTES)
+        config = self.config
+        made = train_sentencepiece(config.tokenizer, config.vocab_size, texts, self.report)
+        made.save(folder)
+        return {"sha256": made.sha256}
+
+
+def _refuse_long(config: DataConfig, longest: dict) -> None:
+    if longest["tokens"] > config.sequence_length:
+        raise BadInput(
+            f"document {longest['name']} has {longest['tokens']} tokens, more than "
+            f"data.sequence_length={config.sequence_length}; set data.long_documents to 'split' "
+            "(over several windows) or 'truncate' (keep its beginning)"
+        )
