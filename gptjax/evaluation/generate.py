@@ -14,8 +14,8 @@ import numpy as np
 from gptjax.errors import BadInput
 from gptjax.models.config import DecoderConfig
 from gptjax.models.decoder import Decoder, empty_cache, logits
-from gptjax.parallel import Rules, reshard
-from gptjax.parallel.rules import current_mesh
+from gptjax.ops.shards import explicit_mesh, reshard
+from gptjax.parallel import Rules
 
 # Few sequences are decoded at once: they are not split over devices, the weights still are.
 DECODE_RULES = Rules(batch=())
@@ -57,7 +57,7 @@ def _decode(params, prompt_BP, key, *, config, count, temperature, top_k, top_p,
         out = model.apply({"params": params}, tokens_BT, cache=cache)
         last = out._replace(hidden_BTD=out.hidden_BTD[:, -1:])
         l_BV = logits(last, DECODE_RULES)[:, 0]
-        if current_mesh() is not None:  # sampling sorts rows, so they are made whole
+        if explicit_mesh() is not None:  # sampling sorts rows, so they are made whole
             l_BV = reshard(l_BV, jax.P(None, None))
         return l_BV[:, :vocab_size], out.cache
 

@@ -6,7 +6,7 @@ from typing import Literal
 from gptjax.errors import BadInput
 from gptjax.ops.patterns import Causal
 
-Activation = Literal["gelu", "gelu_erf", "relu", "swiglu", "geglu"]
+Activation = Literal["gelu_tanh", "gelu_erf", "relu", "swiglu", "geglu"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DecoderConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: float = 1e-5
     block: Literal["pre", "post", "parallel"] = "pre"
-    activation: Activation = "gelu"
+    activation: Activation = "gelu_tanh"
     biases: Literal["all", "mlp", "norm", "none"] = "all"  # "mlp": of norms too (GPT-J)
     tied_embeddings: bool = True
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
@@ -60,7 +60,7 @@ class DecoderConfig:
     @property
     def unit(self) -> str:
         """The elementwise function, also of a gate."""
-        return {"swiglu": "silu", "geglu": "gelu"}.get(self.activation, self.activation)
+        return {"swiglu": "silu", "geglu": "gelu_tanh"}.get(self.activation, self.activation)
 
     @property
     def ff_size(self) -> int:

@@ -82,12 +82,13 @@ class Decoder(nn.Module):
                 Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers == "unrolled"
             )
         if c.layers == "scan":
+            cache_axes = nn.broadcast if cache is None else Cache(0, nn.broadcast)
             scanned = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(Cache(0, nn.broadcast), nn.broadcast, nn.broadcast),
-                out_axes=Cache(0, nn.broadcast),
+                in_axes=(cache_axes, nn.broadcast, nn.broadcast),
+                out_axes=cache_axes,
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layer"},
             )(c, self.rules, name="layers")

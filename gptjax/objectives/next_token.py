@@ -29,7 +29,7 @@ class NextToken:
     """Cross-entropy on `targets`, over chunks of tokens so that logits never exist whole."""
 
     z_loss: float = 0.0
-    chunk_tokens: int = 0  # tokens whose logits exist at once; 0: about 2^25 logits a chunk
+    chunk_tokens: int = 0  # tokens whose logits exist at once on a device; 0: 64 MB of logits
 
     def validate(self) -> None:
         for name in ("z_loss", "chunk_tokens"):
@@ -47,13 +47,12 @@ class NextToken:
             positions_BT=batch.get("positions"),
             segments_BT=batch.get("segments"),
         )
-        chunk = self.chunk_tokens or max(2**25 // out.head_VD.shape[0], 256)
         total, stats = vocab_loss(
             out.hidden_BTD,
             out.head_VD,
             batch["targets"],
             batch.get("weights"),
             z_loss=self.z_loss,
-            chunk_tokens=chunk,
+            chunk_tokens=self.chunk_tokens or None,
         )
-        return LossSums(total, stats.nats, stats.correct, stats.weight)
+        return LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)

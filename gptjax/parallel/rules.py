@@ -8,12 +8,10 @@ vocabulary stay split over `tensor` in both layouts.
 import math
 from dataclasses import dataclass
 
-import jax
 from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput
-
-reshard = getattr(jax, "reshard", None) or jax.sharding.reshard  # jax 0.7.2 has only the second
+from gptjax.ops.shards import explicit_mesh, reshard
 
 Axes = tuple[str, ...]
 
@@ -54,25 +52,19 @@ class Rules:
         return self.spec(tuple(None if n == "embed" else n for n in names), shape, mesh)
 
 
-def current_mesh():
-    """The mesh set by `jax.set_mesh`, or None outside of one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh is None or mesh.empty else mesh
-
-
 def gathered(w, names: tuple[str | None, ...], rules: Rules):
     """The parameter in the layout in which it is multiplied; the array itself without a mesh."""
-    mesh = current_mesh()
+    mesh = explicit_mesh()
     return w if mesh is None else reshard(w, rules.gathered_spec(names, w.shape, mesh))
 
 
 def place(x, names: tuple[str | None, ...], rules: Rules):
     """An activation in the layout of its logical names; the array itself without a mesh."""
-    mesh = current_mesh()
+    mesh = explicit_mesh()
     return x if mesh is None else reshard(x, rules.spec(names, x.shape, mesh))
 
 
 def activation_spec(names: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules):
     """An `out_sharding` for a product of this shape; None without a mesh."""
-    mesh = current_mesh()
+    mesh = explicit_mesh()
     return None if mesh is None else rules.spec(names, shape, mesh)

@@ -161,7 +161,7 @@ def _muon(config: OptimConfig, schedule, mask):
 
     def update(updates, state, params):
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh is None or mesh.empty or mesh.size == 1:
+        if mesh.empty:
             return rule.update(updates, state, params)
         out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
         return jax.sharding.auto_axes(rule.update, out_sharding=out)(updates, state, params)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from gptjax.models.decoder import Decoder
-from gptjax.parallel import Rules, reshard
-from gptjax.parallel.rules import current_mesh
+from gptjax.ops.shards import explicit_mesh, reshard
+from gptjax.parallel import Rules
 from gptjax.training.optimizer import make_optimizer, make_schedule
 from gptjax.training.state import TrainState
 
@@ -71,7 +71,7 @@ def gradients(experiment, params, batch, key):
 
 def _split_rows(x, pieces: int):
     """[B, ...] to [pieces, B / pieces, ...] so that every device keeps its own rows."""
-    mesh = current_mesh()
+    mesh = explicit_mesh()
     rows = x.shape[0] // pieces
     if mesh is None:
         return jnp.moveaxis(x.reshape(rows, pieces, *x.shape[1:]), 1, 0)

@@ -1,0 +1,14 @@
+"""Run an experiment by name: `python experiments/run.py --exp=quickstart`; --help says the rest."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the checkout, not this folder
+
+from gptjax import allocator
+
+if __name__ == "__main__":
+    allocator.tune()  # must come before jax is imported
+    from gptjax.command_line import main
+
+    sys.exit(main())
