@@ -64,7 +64,9 @@ def write_shards(
                 counts[name] += np.bincount(ids, minlength=tokenizer.vocab_size)
                 documents += len(texts)
                 tokens += len(ids)
-                size += sum(len(text.encode("utf-8")) for text in texts)
+                size += int(store.sizes[block].sum())
+        if name == "train":
+            size += split.last_bytes - int(store.sizes[numbers[-1]])
         record[name] = {"documents": documents, "bytes": size, "tokens": tokens}
     record["longest"] = {"tokens": longest[0], "name": store.document_name(longest[1])}
     record["unigram_entropy"] = _cross_entropy(counts["train"], counts["validation"])

@@ -24,7 +24,6 @@ from gptjax.data.config import DataConfig, cache_root
 from gptjax.errors import BadInput, DamagedData
 
 FORMAT = 1  # of a corpus folder; raise it when what is written changes
-BLOCK = 256  # documents read at once
 
 
 class Corpus(abc.ABC):
@@ -48,6 +47,10 @@ class Corpus(abc.ABC):
         """What a run's manifest says of this corpus beyond counts and hashes."""
         return {}
 
+    def fetch(self) -> None:
+        """Bring what `documents` reads to this machine; nothing to do for most."""
+        return None
+
     def announce(self) -> str:
         """One line that tells what preparing it means."""
         return f"preparing {self.name}"
@@ -56,23 +59,23 @@ class Corpus(abc.ABC):
         """The documents in the cache, written there if they are not."""
         key = key_of([FORMAT, self.name, self.fingerprint()])
         folder = cache_root(self.config) / "corpora" / f"{self.name}-{key}"
-        record = prepared(folder, self._build, self.report, check="size")
+        record = prepared(folder, self._build, self.report)
         return DocumentStore(self.name, folder / "tfds" / self.name / "1.0.0", folder, record)
 
     def _build(self, folder: Path) -> dict:
         self.report(self.announce())
-        _write_examples(self.name, self._counted_documents, folder / "tfds")
-        examples = _source(folder / "tfds" / self.name / "1.0.0")
-        record = write_index(folder, examples, self.name)
-        return record | {"details": self.details()}
+        self.fetch()
+        with IndexWriter(folder) as index:
+            _write_examples(self.name, lambda: self._indexed(index), folder / "tfds")
+        return index.record | {"details": self.details()}
 
-    def _counted_documents(self) -> Iterator[tuple[int, dict]]:
-        count = 0
+    def _indexed(self, index: "IndexWriter") -> Iterator[tuple[int, dict]]:
+        # Indexed as they pass by: the builder keeps their order, reading verifies each hash.
         for name, text in self.documents():
             if text:
-                yield count, {"name": name, "text": text}
-                count += 1
-        if not count:
+                data = text.encode("utf-8")
+                yield index.add(name, data), {"name": name, "text": data}
+        if not index.sizes:
             raise BadInput(f"corpus {self.name!r} has no document with text in it")
 
 
@@ -118,7 +121,7 @@ class DocumentStore:
     def texts(self, numbers: Sequence[int]) -> Iterator[str]:
         """The texts of these documents; a text that is not the indexed one raises."""
         for number in numbers:
-            data = _bytes(self._source[int(number)][self._text_key])
+            data = text_bytes(self._source[int(number)][self._text_key])
             if hashlib.sha256(data).digest() != self.hashes[number].tobytes():
                 raise DamagedData(
                     f"document {number} under {self._examples} has changed since it was "
@@ -129,11 +132,12 @@ class DocumentStore:
     def document_name(self, number: int) -> str:
         """What to call a document in a message."""
         if self._name_key:
-            return _bytes(self._source[int(number)][self._name_key]).decode("utf-8")
+            return text_bytes(self._source[int(number)][self._name_key]).decode("utf-8")
         return f"{self.name} example {number}"
 
 
-def _bytes(value) -> bytes:
+def text_bytes(value: str | bytes) -> bytes:
+    """A text feature as UTF-8."""
     return value.encode("utf-8") if isinstance(value, str) else bytes(value)
 
 
@@ -143,38 +147,42 @@ def _source(folder: Path):
     return tfds.builder_from_directory(folder).as_data_source(split="train")
 
 
-def write_index(
-    folder: Path, source, corpus: str, text_key: str = "text", name_key: str = "name"
-) -> dict:
-    """Hash every example of a TFDS data source into `folder`; returns the corpus's record.
+class IndexWriter:
+    """Collects hashes and sizes of documents and writes them into a folder at the end."""
 
-    `name_key` is "" where the examples have no names.
-    """
-    hashes = np.empty((len(source), 32), np.uint8)
-    sizes = np.empty(len(source), np.int64)
-    with open(folder / "documents.jsonl", "w", encoding="utf-8") as listing:
-        for number in range(len(source)):
-            example = source[number]
-            data = _bytes(example[text_key])
-            try:
-                data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise BadInput(
-                    f"{corpus} example {number} is not UTF-8 at byte offset {error.start}"
-                ) from None
-            digest = hashlib.sha256(data)
-            hashes[number] = np.frombuffer(digest.digest(), np.uint8)
-            sizes[number] = len(data)
-            title = _bytes(example[name_key]).decode() if name_key else str(number)
-            line = {"name": title, "bytes": len(data), "sha256": digest.hexdigest()}
-            listing.write(json.dumps(line) + "\n")
-    np.savez(folder / "index.npz", hashes=hashes, sizes=sizes)
-    ordered = b"".join(sorted(row.tobytes() for row in hashes))
-    return {
-        "documents": len(sizes),
-        "bytes": int(sizes.sum()),
-        "sha256": hashlib.sha256(ordered).hexdigest(),
-    }
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.hashes: list[bytes] = []
+        self.sizes: list[int] = []
+
+    def __enter__(self) -> "IndexWriter":
+        self._listing = open(self.folder / "documents.jsonl", "w", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._listing.close()
+        if kind is None:
+            hashes = np.frombuffer(b"".join(self.hashes), np.uint8).reshape(-1, 32)
+            sizes = np.array(self.sizes, np.int64)
+            np.savez(self.folder / "index.npz", hashes=hashes, sizes=sizes)
+
+    def add(self, name: str, data: bytes) -> int:
+        """Note one document; returns its number."""
+        digest = hashlib.sha256(data)
+        self.hashes.append(digest.digest())
+        self.sizes.append(len(data))
+        line = {"name": name, "bytes": len(data), "sha256": digest.hexdigest()}
+        self._listing.write(json.dumps(line) + "\n")
+        return len(self.sizes) - 1
+
+    @property
+    def record(self) -> dict:
+        """Counts, and one sha256 over the sorted hashes of the documents."""
+        return {
+            "documents": len(self.sizes),
+            "bytes": sum(self.sizes),
+            "sha256": hashlib.sha256(b"".join(sorted(self.hashes))).hexdigest(),
+        }
 
 
 @functools.cache

@@ -57,7 +57,7 @@ class PyCode(Corpus):
     def documents(self) -> Iterator[tuple[str, str]]:
         for name, path, _, _ in self.files:
             try:
-                yield name, path.read_bytes().decode("utf-8")
+                yield name, Path(path).read_bytes().decode("utf-8")
             except (UnicodeDecodeError, OSError):
                 continue  # test data of the packages hold such files on purpose
 
@@ -116,22 +116,31 @@ def closure(roots: list[str]) -> dict[str, importlib.metadata.Distribution]:
     return found
 
 
+def _recorded(distribution: importlib.metadata.Distribution) -> list[str]:
+    # Reading RECORD as text takes a tenth of the time of `distribution.files`.
+    record = distribution.read_text("RECORD")
+    if record is None:
+        return [file.as_posix() for file in distribution.files or ()]
+    return [line.split(",", 1)[0] for line in record.splitlines()]
+
+
 def source_files(
     distributions: dict[str, importlib.metadata.Distribution],
-) -> list[tuple[str, Path, int, int]]:
+) -> list[tuple[str, str, int, int]]:
     """(name, path, bytes, mtime in ns) of each source file, sorted by name, each name once."""
-    listed: dict[str, Path] = {}
+    listed: dict[str, str] = {}
     for distribution in distributions.values():
-        for file in distribution.files or ():
-            if file.suffix == ".py" and not file.parts[0].startswith(".."):
-                listed.setdefault(file.as_posix(), Path(distribution.locate_file(file)))
+        root = str(distribution.locate_file(""))
+        for name in _recorded(distribution):
+            if name.endswith(".py") and not name.startswith((".", "/")):
+                listed.setdefault(name, os.path.join(root, name))
     library = sysconfig.get_paths()["stdlib"]
     for folder, folders, names in os.walk(library):
         folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)  # in place: this prunes the walk
-        inner = Path(folder).relative_to(library).as_posix()
         for name in names:
             if name.endswith(".py"):
-                listed[f"python/{inner}/{name}".replace("/./", "/")] = Path(folder, name)
+                path = os.path.join(folder, name)
+                listed["python/" + os.path.relpath(path, library)] = path
     files = []
     for name, path in sorted(listed.items()):
         try:

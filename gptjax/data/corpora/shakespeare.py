@@ -37,8 +37,10 @@ class Shakespeare(Corpus):
     def fingerprint(self) -> str:
         return SHA256
 
-    def documents(self) -> Iterator[tuple[str, str]]:
+    def fetch(self) -> None:
         fetch(self.archive, self.report)
+
+    def documents(self) -> Iterator[tuple[str, str]]:
         try:
             with tarfile.open(self.archive) as archive:
                 for member in archive:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptjax.data.cache import Report, key_of, prepared
 from gptjax.data.config import DataConfig, cache_root
-from gptjax.data.corpora.base import FORMAT, Corpus, DocumentStore, write_index
+from gptjax.data.corpora.base import FORMAT, Corpus, DocumentStore, IndexWriter, text_bytes
 from gptjax.errors import BadInput, did_you_mean
 
 SPLIT = "train"
@@ -63,12 +63,14 @@ class TfdsSet(Corpus):
             raise BadInput(f"corpus {self.name!r} has no document")
         if not isinstance(source[0][text_key], str | bytes):
             raise BadInput(f"{self.name} feature {text_key!r} is not text; set data.text_key")
+        with IndexWriter(folder) as index:
+            for number in range(len(source)):
+                data = text_bytes(source[number][text_key])
+                _check_utf8(data, f"{self.name} example {number}")
+                index.add(str(number), data)
+        details = {"tfds": builder.info.full_name}
         examples = Path(builder.data_path).relative_to(root).as_posix()
-        details = {"tfds": builder.info.full_name, "examples": examples}
-        return write_index(folder, source, self.name, text_key, "") | {
-            "examples": examples,
-            "details": details,
-        }
+        return index.record | {"examples": examples, "details": details}
 
     def _download(self, root: Path):
         self.report(self.announce())
@@ -93,6 +95,13 @@ class TfdsSet(Corpus):
                 "network, some sets need TensorFlow; data.corpus='pycode' needs neither"
             ) from error
         return builder
+
+
+def _check_utf8(data: bytes, where: str) -> None:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{where} is not UTF-8 at byte offset {error.start}") from None
 
 
 def _first_line(error: Exception) -> str:
