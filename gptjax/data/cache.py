@@ -47,7 +47,7 @@ def read_record(folder: Path, check: str = "auto") -> dict | None:
     try:
         saved = json.loads((folder / RECORD).read_text())
         files, record = saved["files"], saved["record"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
         raise DamagedData(f"{folder / RECORD} is not what was written") from None

@@ -87,8 +87,10 @@ class TfdsSet(Corpus):
             ) from None
         except Exception as error:
             raise BadInput(f"{self.name} cannot be opened by TFDS: {_first_line(error)}") from error
+        # The bucket's prepared copies are tfrecord, which needs TensorFlow: never ask for them.
+        download = tfds.download.DownloadConfig(try_download_gcs=False)
         try:
-            builder.download_and_prepare()
+            builder.download_and_prepare(download_config=download)
         except Exception as error:
             raise BadInput(
                 f"{self.name} could not be prepared by TFDS ({_first_line(error)}); it needs a "
