@@ -75,7 +75,8 @@ def _decode(params, prompt_BP, key, *, config, count, temperature, top_k, top_p,
         token_B = jnp.where(done_B, stop, pick(l_BV, index + 1))
         return index + 1, token_B, out_BC, cache, done_B | (token_B == stop)
 
-    l_BV, cache = next_logits(prompt_BP, empty_cache(config, batch, length + count))
+    slots = empty_cache(config, batch, length + count, DECODE_RULES)
+    l_BV, cache = next_logits(prompt_BP, slots)
     token_B = pick(l_BV, 0)
     out_BC = jnp.full((batch, count), stop, jnp.int32)
     carry = (jnp.zeros((), jnp.int32), token_B, out_BC, cache, token_B == stop)

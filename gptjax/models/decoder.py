@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
 from gptjax.models.layers import Block, Cache, Dropout, Norm, init_std, normal, weight
-from gptjax.parallel import Rules
+from gptjax.parallel import Rules, place
 from gptjax.parallel.rules import activation_spec
 
 REMAT_POLICIES = {
@@ -114,13 +114,16 @@ def logits(output: Output, rules: Rules = Rules()):
     )
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int) -> Cache:
-    """A cache with room for `length` positions of `batch` sequences."""
-    shape = (batch, length, config.kv_heads, config.head_size)
-    if config.layers == "scan":
-        shape = (config.num_layers, *shape)
-    pair = lambda: tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(2))  # noqa: E731
-    layers = pair() if config.layers == "scan" else tuple(pair() for _ in range(config.num_layers))
+def empty_cache(config: DecoderConfig, batch: int, length: int, rules: Rules = Rules()) -> Cache:
+    """A cache with room for `length` positions of `batch` sequences, laid out on the mesh."""
+    lead = (config.num_layers,) if config.layers == "scan" else ()
+    shape = (*lead, batch, length, config.kv_heads, config.head_size)
+    axes = (*("layer" for _ in lead), "batch", "seq", "kv_heads", "head_dim")
+
+    def pair():
+        return tuple(place(jnp.zeros(shape, config.compute_dtype), axes, rules) for _ in range(2))
+
+    layers = pair() if lead else tuple(pair() for _ in range(config.num_layers))
     return Cache(layers, jnp.zeros((), jnp.int32))
 
 
