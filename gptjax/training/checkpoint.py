@@ -7,6 +7,7 @@ A step is one folder, committed by one rename:
 orbax restores flipped bits and other dtypes without a word, so neither is left to it here.
 """
 
+import contextlib
 import os
 import shutil
 import threading
@@ -141,6 +142,7 @@ class Checkpointer:
                 self._report(f"checkpoint {folder} is damaged: {error}")
                 continue
             self._good.add(step)
+            self._prove(folder)
             if self._damaged:
                 self._report(f"going on from step {step}, the newest good checkpoint")
             return restored
@@ -192,6 +194,12 @@ class Checkpointer:
             except DamagedData as error:
                 self._report(f"checkpoint {folder} is damaged: {error}")
         return step in self._good
+
+    def _prove(self, folder: Path) -> None:
+        """A kill came between the commit and the manifest: write it now, where that is allowed."""
+        if self._first and not integrity.has_manifest(folder):
+            with contextlib.suppress(OSError, BadInput):
+                integrity.write_manifest(folder)
 
     def _record(self, step: int, state, data_state: dict, extra: dict) -> dict:
         leaves = leaf_table(state)
