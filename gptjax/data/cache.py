@@ -130,10 +130,12 @@ def _locked(folder: Path) -> Iterator[None]:
 def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in _NO_WRITE:
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError on a full disk
+        full = os.strerror(errno.ENOSPC)
+        reason = full if full in str(error) else getattr(error, "strerror", None)
+        if reason != full and getattr(error, "errno", None) not in _NO_WRITE:
             raise
         raise BadInput(
-            f"the cache {folder.parent} cannot be written ({error.strerror}); "
+            f"the cache {folder.parent} cannot be written ({reason}); "
             "set data.cache_dir or GPTJAX_CACHE to a folder with room"
         ) from error

@@ -60,7 +60,7 @@ def write_shards(
                 lengths = map(len, encoded)
                 longest = max(longest, *zip(lengths, map(int, block), strict=True))
                 ids = _joined(encoded, tokenizer.separator_id, truncate, dtype)
-                ids.tofile(file)
+                file.write(ids.data)  # `tofile` hides why a write failed
                 counts[name] += np.bincount(ids, minlength=tokenizer.vocab_size)
                 documents += len(texts)
                 tokens += len(ids)

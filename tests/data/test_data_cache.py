@@ -66,11 +66,16 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    def full(folder):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("write() failed: No space left on device; writing a.array_record"),
+    ):
 
-    with pytest.raises(BadInput, match=r"cannot be written \(No space left.*data.cache_dir"):
-        prepared(tmp_path / "thing", full, print)
+        def full(folder, error=error):
+            raise error
+
+        with pytest.raises(BadInput, match=r"cannot be written \(No space left.*data.cache_dir"):
+            prepared(tmp_path / "thing", full, print)
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadInput, match="cannot be written"):
         prepared(tmp_path / "file" / "inner" / "thing", build, print)
