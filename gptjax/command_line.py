@@ -32,6 +32,8 @@ VALUES = ("exp", "workdir")
 
 @dataclass(frozen=True)
 class Command:
+    """The options of one call; `overrides` go to the experiment's fields."""
+
     exp: str = ""
     workdir: str = ""
     list: bool = False
@@ -157,6 +159,7 @@ def use_compilation_cache() -> None:
 
 
 def run(command: Command) -> None:
+    """Do what the command says; BadInput for whatever the user can mend."""
     if command.list:
         return show_list()
     if not command.exp:

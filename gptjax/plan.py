@@ -183,6 +183,8 @@ def show(plan: Plan) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 140
     e, c, f = plan.experiment, plan.parameters, plan.flops
 
     def table(title: str, *columns: str) -> Table:

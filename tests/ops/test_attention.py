@@ -32,11 +32,12 @@ def segments(batch, length):
 
 
 def value_and_gradients(kernel, q, k, v, g, **options):
-    def run(q, k, v):
-        return attention(q, k, v, kernel=kernel, **options)
+    @jax.jit
+    def both(q, k, v, g):
+        out, pull = jax.vjp(lambda *x: attention(*x, kernel=kernel, **options), q, k, v)
+        return out, *pull(g)
 
-    out, pull = jax.vjp(run, q, k, v)
-    return out, *pull(g)
+    return both(q, k, v, g)
 
 
 def assert_close(got, wanted, tolerance):
@@ -54,7 +55,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_blocked_equals_dense(name, groups):
     q, k, v, g = inputs(groups=groups)
@@ -64,7 +65,7 @@ def test_blocked_equals_dense(name, groups):
     assert_close(got[1:], wanted[1:], 2e-5)
 
 
-@pytest.mark.parametrize("length", [1, 2, 13, 63, 64, 65, 193])
+@pytest.mark.parametrize("length", [1, 13, 64, 65, 193])
 def test_any_length(length):
     q, k, v, g = inputs(batch=1, length=length)
     got = value_and_gradients("blocked", q, k, v, g)
@@ -105,14 +106,12 @@ def test_causal_by_gradient(kernel):
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(4)], ids=["plain", "alibi"])
 def test_decoding_equals_training(slopes):
     q, k, v, _ = inputs(length=29)
-    whole = attention(q, k, v, slopes_H=slopes)
+    whole = jax.jit(lambda q, k, v: attention(q, k, v, slopes_H=slopes))(q, k, v)
     room = ((0, 0), (0, 8), (0, 0), (0, 0))
     k, v = jnp.pad(k, room, constant_values=7.0), jnp.pad(v, room, constant_values=7.0)
-    first = decode_attention(q[:, :13], k, v, index=0, slopes_H=slopes)
-    some = decode_attention(q[:, 13:16], k, v, index=jnp.int32(13), slopes_H=slopes)
-    each = decode_attention(
-        jnp.stack([q[0, 5:7], q[1, 20:22]]), k, v, index=jnp.array([5, 20]), slopes_H=slopes
-    )
+    decode = jax.jit(lambda q, index: decode_attention(q, k, v, index=index, slopes_H=slopes))
+    first, some = decode(q[:, :13], 0), decode(q[:, 13:16], jnp.int32(13))
+    each = decode(jnp.stack([q[0, 5:7], q[1, 20:22]]), jnp.array([5, 20]))
     assert_close(first, whole[:, :13], 2e-6)
     assert_close(some, whole[:, 13:16], 2e-6)
     assert_close(each, jnp.stack([whole[0, 5:7], whole[1, 20:22]]), 2e-6)
@@ -196,8 +195,9 @@ def test_heads_that_do_not_group():
         attention(q, k[:, :, :3], v[:, :, :3])
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("kernel", ["dense", "blocked"])
+@pytest.mark.parametrize(
+    ("kernel", "groups"), [("dense", 4), ("blocked", 1), ("blocked", 2), ("blocked", 4)]
+)
 def test_meshes(mesh, kernel, groups):
     q, k, v, g = inputs(batch=8, length=67, groups=groups)
     extra = {"segments_BT": segments(8, 67), "slopes_H": alibi_slopes(4)}

@@ -33,7 +33,8 @@ def mean_loss(function, hidden, head, bias, targets, weights):
         total, stats = function(hidden, head, bias, targets, weights)
         return total / jnp.sum(weights), (total, tuple(stats))
 
-    return jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True)(hidden, head, bias, weights)
+    step = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True))
+    return step(hidden, head, bias, weights)
 
 
 def assert_close(got, wanted, tolerance):
@@ -42,9 +43,8 @@ def assert_close(got, wanted, tolerance):
         assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-@pytest.mark.parametrize("chunk", [None, 1, 2, 5, 8, 21, 64])
+@pytest.mark.parametrize(("with_bias", "z_loss"), [(False, 0.0), (True, 1e-2)])
+@pytest.mark.parametrize("chunk", [None, 1, 2, 8, 64])
 def test_equals_the_plain_loss(chunk, z_loss, with_bias):
     hidden, head, bias, targets, weights = inputs()
     bias = bias if with_bias else None
@@ -58,13 +58,14 @@ def test_equals_the_plain_loss(chunk, z_loss, with_bias):
     wanted = mean_loss(lambda *x: plain(*x, z_loss=z_loss), hidden, head, bias, targets, weights)
     assert_close(got[0], wanted[0], 2e-6)
     assert_close(got[1], wanted[1], 2e-5)
-    assert_close(fused(hidden, head, bias, targets, weights)[0], wanted[0][1][0], 2e-6)
+    assert_close(jax.jit(fused)(hidden, head, bias, targets, weights)[0], wanted[0][1][0], 2e-6)
 
 
 def test_without_weights_every_token_counts_one():
     hidden, head, _, targets, _ = inputs()
-    total, stats = vocab_loss(hidden, head, targets)
-    assert_close(total, plain(hidden, head, None, targets, jnp.ones((3, 7)), 0.0)[0], 2e-6)
+    total, stats = jax.jit(vocab_loss)(hidden, head, targets)
+    wanted = jax.jit(plain)(hidden, head, None, targets, jnp.ones((3, 7)), 0.0)[0]
+    assert_close(total, wanted, 2e-6)
     assert stats.weight_sum == 21.0 and stats.z_term == 0.0
 
 
@@ -72,7 +73,7 @@ def test_targets_of_weight_zero_may_be_anything():
     hidden, head, _, targets, _ = inputs()
     weights = jnp.ones((3, 7)).at[1, 3].set(0.0)
     outside = targets.at[1, 3].set(-1)
-    run = jax.value_and_grad(lambda h, t: vocab_loss(h, head, t, weights)[0])
+    run = jax.jit(jax.value_and_grad(lambda h, t: vocab_loss(h, head, t, weights)[0]))
     for a, b in zip(run(hidden, targets), run(hidden, outside), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -83,10 +84,9 @@ def test_bfloat16_gives_float32_sums():
     def run(hidden, head):
         return vocab_loss(hidden, head, targets, weights)[0]
 
-    value, gradients = jax.value_and_grad(run, (0, 1))(hidden, head)
-    wanted, exact = jax.value_and_grad(run, (0, 1))(
-        hidden.astype("float32"), head.astype("float32")
-    )
+    step = jax.jit(jax.value_and_grad(run, (0, 1)))
+    value, gradients = step(hidden, head)
+    wanted, exact = step(hidden.astype("float32"), head.astype("float32"))
     assert value.dtype == jnp.float32 and all(g.dtype == jnp.bfloat16 for g in gradients)
     assert_close(value, wanted, 2e-6)
     assert_close(gradients, exact, 2.0**-6)

@@ -1,0 +1,219 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.errors import BadInput
+from gptjax.models import presets
+from gptjax.models.config import AttentionConfig, DecoderConfig
+from gptjax.models.decoder import Decoder, empty_cache, init_params, logits, param_axes
+from gptjax.scaling.flops import count_parameters
+from tests.models import numpy_gpt2
+
+BASE = DecoderConfig(
+    vocab_size=61,
+    context_length=23,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    attention=AttentionConfig(kernel="dense"),
+)
+VARIANTS = {
+    "gpt2": {},
+    "rotary_gqa_swiglu": {
+        "positions": "rotary",
+        "num_kv_heads": 2,
+        "activation": "swiglu",
+        "norm": "rmsnorm",
+        "biases": "none",
+        "tied_embeddings": False,
+    },
+    "alibi_mqa_parallel": {
+        "positions": "alibi",
+        "num_kv_heads": 1,
+        "block": "parallel",
+        "biases": "mlp",
+    },
+    "post_relu_headsize": {
+        "block": "post",
+        "activation": "relu",
+        "positions": "none",
+        "head_dim": 6,
+        "init": "fan_in",
+    },
+    "geglu_partial_rotary": {
+        "activation": "geglu",
+        "positions": "rotary",
+        "rotary_fraction": 0.5,
+        "biases": "norm",
+        "attention": AttentionConfig(kernel="blocked"),
+    },
+}
+
+
+def variant(name: str, **fields) -> DecoderConfig:
+    return dataclasses.replace(BASE, **{**VARIANTS[name], **fields})
+
+
+def run(config, params, tokens, **inputs):
+    return logits(Decoder(config).apply({"params": params}, tokens, **inputs))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 61, (3, 19)), jnp.int32)
+
+
+def perturbed(params):
+    """Biases and scales away from zero and one, so that a forgotten one shows."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    moved = [
+        x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, moved)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "blocked"])
+def test_gpt2_equals_plain_numpy(tokens, kernel):
+    config = dataclasses.replace(BASE, attention=AttentionConfig(kernel=kernel))
+    params = perturbed(init_params(config, jax.random.key(0)))
+    got = np.asarray(run(config, params, tokens))
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    want = np.stack([numpy_gpt2.logits(wide, row) for row in np.asarray(tokens)])
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_causality_by_gradient(name, tokens):
+    """The logits at position t depend on the embeddings of positions up to t and on no later."""
+    config = variant(name, tied_embeddings=False)
+    params = perturbed(init_params(config, jax.random.key(0)))
+    here = 7
+    row = jnp.arange(19, dtype=jnp.int32)[None]  # every position has its own embedding row
+
+    def one_logit(table):
+        return run(config, {**params, "embedding": table}, row)[0, here].sum()
+
+    influence = np.abs(np.asarray(jax.grad(one_logit)(params["embedding"]))).sum(-1)
+    assert (influence[: here + 1] > 0).all()
+    assert (influence[here + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+def test_cached_logits_equal_uncached_ones(name, layers, tokens):
+    config = variant(name, layers=layers)
+    params = init_params(config, jax.random.key(0))
+    whole = run(config, params, tokens)
+    cache = empty_cache(config, 3, 19)
+    parts = []
+    for start, stop in [(0, 5), (5, 6), (6, 11), (11, 12), (12, 19)]:
+        out = Decoder(config).apply({"params": params}, tokens[:, start:stop], cache=cache)
+        cache = out.cache
+        parts.append(logits(out))
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ledger_counts_every_parameter(name):
+    for layers in ("unrolled", "scan"):
+        config = variant(name, layers=layers)
+        shapes = jax.eval_shape(lambda c=config: init_params(c, jax.random.key(0)))
+        counted = sum(x.size for x in jax.tree.leaves(shapes))
+        assert counted == count_parameters(config).total
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [("124m", 124439808), ("355m", 354823168), ("774m", 774030080), ("1558m", 1557611200)],
+)
+def test_gpt2_sizes(size, count):
+    assert count_parameters(presets.gpt2(size)).total == count
+
+
+@pytest.mark.parametrize("remat", ["products", "block"])
+@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+def test_rematerialisation_changes_nothing(remat, layers, tokens):
+    plain = variant("gpt2", layers=layers)
+    params = init_params(plain, jax.random.key(0))
+
+    def gradient(config):
+        return jax.grad(lambda p: jnp.square(run(config, p, tokens)).mean())(params)
+
+    again = dataclasses.replace(plain, remat=remat)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        gradient(plain),
+        gradient(again),
+    )
+
+
+def test_scanned_layers_equal_unrolled_ones(tokens):
+    config = variant("rotary_gqa_swiglu")
+    params = init_params(config, jax.random.key(0))
+    stacked = {k: v for k, v in params.items() if not k.startswith("layer_")}
+    stacked["layers"] = jax.tree.map(
+        lambda *x: jnp.stack(x), *(params[f"layer_{i}"] for i in range(config.num_layers))
+    )
+    scanned = dataclasses.replace(config, layers="scan")
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
+        lambda x: x.shape, jax.eval_shape(lambda: init_params(scanned, jax.random.key(0)))
+    )
+    np.testing.assert_allclose(
+        run(scanned, stacked, tokens), run(config, params, tokens), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_documents_do_not_see_each_other(tokens):
+    """With segments and positions that restart, a packed document is as if it were alone."""
+    config = variant("rotary_gqa_swiglu")
+    params = init_params(config, jax.random.key(0))
+    cut = 8
+    segments = jnp.asarray([[0] * cut + [1] * (19 - cut)] * 3)
+    positions = jnp.asarray([[*range(cut), *range(19 - cut)]] * 3)
+    packed = run(config, params, tokens, segments_BT=segments, positions_BT=positions)
+    alone = run(config, params, tokens[:, cut:])
+    np.testing.assert_allclose(packed[:, cut:], alone, rtol=2e-4, atol=2e-5)
+
+
+def test_dropout_is_active_with_a_key_only(tokens):
+    config = variant("gpt2", dropout=0.5)
+    params = init_params(config, jax.random.key(0))
+    model = Decoder(config)
+    still = model.apply({"params": params}, tokens).hidden_BTD
+    again = model.apply({"params": params}, tokens).hidden_BTD
+    key = jax.random.key(1)
+    dropped = model.apply({"params": params}, tokens, rngs={"dropout": key}).hidden_BTD
+    assert (still == again).all() and not np.allclose(still, dropped)
+
+
+def test_bfloat16_computes_in_bfloat16(tokens):
+    config = variant("gpt2", compute_dtype="bfloat16")
+    params = init_params(config, jax.random.key(0))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+    out = Decoder(config).apply({"params": params}, tokens)
+    assert out.hidden_BTD.dtype == jnp.bfloat16 and logits(out).dtype == jnp.float32
+
+
+def test_every_axis_has_a_name():
+    axes = param_axes(variant("rotary_gqa_swiglu", layers="scan"))
+    assert axes["layers"]["attention"]["query"] == ("layer", "embed", "heads", "head_dim")
+    assert axes["head"] == ("vocab", "embed")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"d_model": 20, "num_heads": 8}, "d_model = 20 is not divisible by .* nearest .*: 10"),
+        ({"num_kv_heads": 3}, "num_heads = 4 is not divisible by model.num_kv_heads = 3"),
+        ({"num_layers": 0}, "model.num_layers is 0"),
+        ({"dropout": 1.0}, "model.dropout"),
+        ({"positions": "rotary", "rotary_fraction": 0.1}, "rotary_fraction"),
+    ],
+)
+def test_impossible_models_are_refused(fields, words):
+    with pytest.raises(BadInput, match=words):
+        dataclasses.replace(BASE, **fields).validate()
