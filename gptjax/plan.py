@@ -86,7 +86,9 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     optimizer = make_optimizer(experiment.optim, experiment.steps)
     with jax.sharding.use_abstract_mesh(mesh):
         opt_state = jax.eval_shape(optimizer.init, params)
-        kept = jax.eval_shape(lambda p, b: _backward(experiment, p, b), params, _batch(experiment, mesh))
+        kept = jax.eval_shape(
+            lambda p, b: _backward(experiment, p, b), params, _batch(experiment, mesh)
+        )
     seconds, why_not = None, "not asked for"
     if measure:
         seconds, why_not = _measure(experiment, shape, devices)
@@ -219,7 +221,9 @@ def show(plan: Plan) -> None:
         f"{100 * (rule / f.training - 1):+.1f}%); attention kernel here: {plan.kernel}"
     )
 
-    where = table("\nparameters on the mesh", "parameter", "shape", "axes", "layout", "bytes/device")
+    where = table(
+        "\nparameters on the mesh", "parameter", "shape", "axes", "layout", "bytes/device"
+    )
     for name, shape, axes, spec, size in plan.layouts:
         dims = "x".join(str(n) for n in shape)
         names = ",".join(axis or "-" for axis in axes)

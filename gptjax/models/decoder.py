@@ -97,9 +97,7 @@ class Decoder(nn.Module):
         layers = []
         for i in range(c.num_layers):
             one = None if cache is None else Cache(cache.layers[i], cache.length)
-            x_BTD, one = block(c, self.rules, name=f"layer_{i}")(
-                x_BTD, one, positions, segments_BT
-            )
+            x_BTD, one = block(c, self.rules, name=f"layer_{i}")(x_BTD, one, positions, segments_BT)
             layers.append(None if one is None else one.layers)
         return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
 
@@ -109,9 +107,7 @@ def logits(output: Output, rules: Rules = Rules()):
     h, w = output.hidden_BTD, output.head_VD
     shape = (*h.shape[:2], w.shape[0])
     spec = activation_spec(("batch", "seq", "vocab"), shape, rules)
-    return jnp.einsum(
-        "btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec
-    )
+    return jnp.einsum("btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec)
 
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, rules: Rules = Rules()) -> Cache:
@@ -139,7 +135,7 @@ def param_axes(config: DecoderConfig):
         lambda key: Decoder(config).init({"params": key}, jnp.zeros((1, 1), jnp.int32))["params"],
         jax.random.key(0),
     )
-    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
     return jax.tree.map(
         lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * leaf.ndim,
         boxed,

@@ -45,8 +45,7 @@ def possible_meshes(num_devices: int, fits) -> list[MeshConfig]:
     return [
         MeshConfig(num_devices // (fsdp * tensor), fsdp, tensor)
         for fsdp, tensor in itertools.product(sizes, sizes)
-        if num_devices % (fsdp * tensor) == 0
-        and fits(num_devices // (fsdp * tensor), fsdp, tensor)
+        if num_devices % (fsdp * tensor) == 0 and fits(num_devices // (fsdp * tensor), fsdp, tensor)
     ]
 
 

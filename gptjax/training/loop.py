@@ -58,8 +58,7 @@ def to_mesh(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as arrays of the whole mesh, split over its rows."""
     sharding = NamedSharding(mesh, P(Rules().batch))
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
 
 
@@ -143,9 +142,7 @@ class Loop:
         leaves = jax.tree_util.tree_flatten_with_path(params)[0]
         groups = [path_name(path) for path, _ in leaves]
         bad = [g for g, s in zip(groups, metrics.squares, strict=True) if not np.isfinite(s)]
-        largest = {
-            g: float(abs(leaf).max()) for g, (_, leaf) in zip(groups, leaves, strict=True)
-        }
+        largest = {g: float(abs(leaf).max()) for g, (_, leaf) in zip(groups, leaves, strict=True)}
         top = max(largest, key=largest.get)
         what = f"loss {float(metrics.loss)}"
         where = f"gradients of {', '.join(bad[:3])}" if bad else "no single gradient"

@@ -34,7 +34,14 @@ def short(number: float, unit: str = "") -> str:
     """1234567 as 1.23M."""
     if not math.isfinite(number):
         return f"{number}{unit}"
-    for limit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, letter in (
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
         if abs(number) >= limit:
             return f"{number / limit:.3g}{letter}{unit}"
     return f"{number:.3g}{unit}"
@@ -73,7 +80,9 @@ class Progress:
 
     PLAIN_SECONDS = 10.0
 
-    def __init__(self, name: str, total: int, start: int, flops_per_step: float, peak: float | None):
+    def __init__(
+        self, name: str, total: int, start: int, flops_per_step: float, peak: float | None
+    ):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 

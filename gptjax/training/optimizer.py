@@ -72,12 +72,12 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         body = optax.linear_schedule(config.lr, end, cooldown, max(rest - cooldown, 0))
     elif config.schedule == "inverse_sqrt":
         offset = max(warmup, 1)
-        body = lambda step: config.lr * (offset / (step + offset)) ** 0.5  # noqa: E731
+        body = lambda step: config.lr * (offset / (step + offset)) ** 0.5
     else:
         body = optax.constant_schedule(config.lr)
     if not warmup:
         return body
-    rise = lambda step: config.lr * (step + 1) / warmup  # noqa: E731
+    rise = lambda step: config.lr * (step + 1) / warmup
     return optax.join_schedules([rise, body], [warmup])
 
 
@@ -96,7 +96,7 @@ def decay_mask(config: OptimConfig, params):
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping, the update rule, decoupled decay and the schedule in one transformation."""
     schedule = make_schedule(config, steps)
-    mask = lambda params: decay_mask(config, params)  # noqa: E731
+    mask = lambda params: decay_mask(config, params)
     decay = {"weight_decay": config.weight_decay, "mask": mask}
     if config.name == "adamw":
         rule = optax.adamw(schedule, config.b1, config.b2, config.epsilon, **decay)
@@ -119,11 +119,11 @@ def _scheduled_decay(schedule, rate: float, mask):
 
     def update(updates, state, params):
         lr = schedule(state.count)
-        shrink = lambda u, p, decays: u - lr * rate * p if decays else u  # noqa: E731
+        shrink = lambda u, p, decays: u - lr * rate * p if decays else u
         updates = jax.tree.map(shrink, updates, params, mask(params))
         return updates, optax.ScaleByScheduleState(count=state.count + 1)
 
-    init = lambda params: optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32"))  # noqa: E731
+    init = lambda params: optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32"))
     return optax.GradientTransformation(init, update)
 
 

@@ -77,9 +77,7 @@ def _split_rows(x, pieces: int):
         return jnp.moveaxis(x.reshape(rows, pieces, *x.shape[1:]), 1, 0)
     whole = (None,) * (x.ndim - 1)
     axes = Rules().batch
-    split = jax.lax.reshape(
-        x, (rows, pieces, *x.shape[1:]), out_sharding=jax.P(axes, None, *whole)
-    )
+    split = jax.lax.reshape(x, (rows, pieces, *x.shape[1:]), out_sharding=jax.P(axes, None, *whole))
     return reshard(jnp.moveaxis(split, 1, 0), jax.P(None, axes, *whole))
 
 

@@ -31,6 +31,7 @@ ROOTS = (
     "sentencepiece",
     "zstandard",
     "numpy",
+    "packaging",
     "scipy",
     "cattrs",
     "tyro",
