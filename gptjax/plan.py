@@ -14,7 +14,7 @@ import numpy as np
 
 from gptjax.experiment import Experiment, flatten
 from gptjax.models.decoder import param_axes
-from gptjax.parallel import Rules
+from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.mesh import AXES, MeshConfig, abstract_mesh, check_mesh, make_mesh
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
 from gptjax.training.loop import to_mesh
@@ -128,7 +128,7 @@ def _batch(experiment: Experiment, mesh):
     """A microbatch of the experiment as shapes, split over the mesh."""
     data = experiment.data
     shape = (data.batch_size // experiment.optim.accumulation, data.sequence_length)
-    sharding = jax.sharding.NamedSharding(mesh, jax.P(Rules().batch))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P(DEFAULT_RULES.batch))
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     names = ["tokens", "targets"]
     names += ["segments"] * (data.document_attention == "within")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
 from gptjax.models.layers import Block, Cache, Dropout, Norm, init_std, normal, weight
-from gptjax.parallel import Rules, place
+from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
 
 REMAT_POLICIES = {
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
     """A decoder-only transformer; every choice stands in its config."""
 
     config: DecoderConfig
-    rules: Rules = Rules()
+    rules: Rules = DEFAULT_RULES
 
     @nn.compact
     def __call__(self, tokens_BT, *, positions_BT=None, segments_BT=None, cache=None) -> Output:
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
         return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
 
 
-def logits(output: Output, rules: Rules = Rules()):
+def logits(output: Output, rules: Rules = DEFAULT_RULES):
     """Logits [B, T, V] in float32."""
     h, w = output.hidden_BTD, output.head_VD
     shape = (*h.shape[:2], w.shape[0])
@@ -110,7 +110,9 @@ def logits(output: Output, rules: Rules = Rules()):
     return jnp.einsum("btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec)
 
 
-def empty_cache(config: DecoderConfig, batch: int, length: int, rules: Rules = Rules()) -> Cache:
+def empty_cache(
+    config: DecoderConfig, batch: int, length: int, rules: Rules = DEFAULT_RULES
+) -> Cache:
     """A cache with room for `length` positions of `batch` sequences, laid out on the mesh."""
     lead = (config.num_layers,) if config.layers == "scan" else ()
     shape = (*lead, batch, length, config.kv_heads, config.head_size)

@@ -17,7 +17,7 @@ from gptjax.ops.attention import attention, decode_attention
 from gptjax.ops.linear import project
 from gptjax.ops.norms import layer_norm, rms_norm
 from gptjax.ops.rotary import alibi_slopes, rotary
-from gptjax.parallel import Rules, gathered, place
+from gptjax.parallel import DEFAULT_RULES, Rules, gathered, place
 from gptjax.parallel.rules import activation_spec
 
 
@@ -89,7 +89,7 @@ class Dropout(nn.Module):
         if not self.rate or not self.has_rng("dropout"):
             return x
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
-        keep = place(keep, ("batch",) + (None,) * (x.ndim - 1), Rules())
+        keep = place(keep, ("batch",) + (None,) * (x.ndim - 1), DEFAULT_RULES)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
 
 

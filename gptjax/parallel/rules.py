@@ -52,6 +52,9 @@ class Rules:
         return self.spec(tuple(None if n == "embed" else n for n in names), shape, mesh)
 
 
+DEFAULT_RULES = Rules()
+
+
 def gathered(w, names: tuple[str | None, ...], rules: Rules):
     """The parameter in the layout in which it is multiplied; the array itself without a mesh."""
     mesh = explicit_mesh()

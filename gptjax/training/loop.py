@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput
-from gptjax.parallel import Rules
+from gptjax.parallel import DEFAULT_RULES
 from gptjax.training.optimizer import path_name
 from gptjax.training.state import TrainState
 
@@ -56,7 +56,7 @@ class StopSignal:
 
 def to_mesh(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as arrays of the whole mesh, split over its rows."""
-    sharding = NamedSharding(mesh, P(Rules().batch))
+    sharding = NamedSharding(mesh, P(DEFAULT_RULES.batch))
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }

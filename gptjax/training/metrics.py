@@ -49,7 +49,7 @@ def short(number: float, unit: str = "") -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as 1:02:03 or 02:03."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     head = f"{hours}:" if hours else ""
     return f"{head}{rest // 60:02d}:{rest % 60:02d}"

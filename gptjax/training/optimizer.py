@@ -32,7 +32,7 @@ class OptimConfig:
     no_decay: tuple[str, ...] = ("bias", "scale", "embedding", "positions")  # regexes of paths
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
     accumulation: int = 1  # microbatches in a step
-    vector_lr: float = 0.0  # Muon: rate of what AdamW trains beside it; 0: lr / 5
+    vector_lr: float = 0.0  # Muon: rate of what AdamW trains beside it; 0: lr
 
     def validate(self) -> None:
         for name in ("lr", "epsilon"):
@@ -130,7 +130,8 @@ def _scheduled_decay(schedule, rate: float, mask):
 def _muon(config: OptimConfig, schedule, mask):
     """Muon for the weights inside blocks, AdamW for everything else.
 
-    Newton-Schulz multiplies sharded matrices with themselves, which explicit axes refuse: the
+    Updates are scaled to the root mean square of AdamW's (0.2, arXiv 2502.16982), so one learning
+    rate serves both. Newton-Schulz multiplies sharded matrices with themselves, which explicit axes refuse: the
     update runs with automatic axes, and keeps the layout of its input.
     """
     from optax.contrib import MuonDimensionNumbers, muon
@@ -144,7 +145,7 @@ def _muon(config: OptimConfig, schedule, mask):
         split = len(axes) - 1 if name.endswith(("output", "down")) else 1
         return MuonDimensionNumbers(axes[:split], axes[split:])
 
-    vector = (config.vector_lr or config.lr / 5) / config.lr
+    vector = (config.vector_lr or config.lr) / config.lr
     rule = muon(
         schedule,
         weight_decay=config.weight_decay,

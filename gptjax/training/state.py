@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax.models.decoder import init_params, param_axes
-from gptjax.parallel import Rules
+from gptjax.parallel import DEFAULT_RULES, Rules
 
 
 class TrainState(NamedTuple):
@@ -26,7 +26,7 @@ def abstract_params(config):
     return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
 
 
-def param_specs(config, mesh, rules: Rules = Rules()):
+def param_specs(config, mesh, rules: Rules = DEFAULT_RULES):
     """The stored layout of every parameter on this mesh (which may be abstract)."""
     return jax.tree.map(
         lambda leaf, names: rules.spec(names, leaf.shape, mesh),

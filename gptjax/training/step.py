@@ -8,7 +8,7 @@ import optax
 
 from gptjax.models.decoder import Decoder
 from gptjax.ops.shards import explicit_mesh, reshard
-from gptjax.parallel import Rules
+from gptjax.parallel import DEFAULT_RULES
 from gptjax.training.optimizer import make_optimizer, make_schedule
 from gptjax.training.state import TrainState
 
@@ -76,7 +76,7 @@ def _split_rows(x, pieces: int):
     if mesh is None:
         return jnp.moveaxis(x.reshape(rows, pieces, *x.shape[1:]), 1, 0)
     whole = (None,) * (x.ndim - 1)
-    axes = Rules().batch
+    axes = DEFAULT_RULES.batch
     split = jax.lax.reshape(x, (rows, pieces, *x.shape[1:]), out_sharding=jax.P(axes, None, *whole))
     return reshard(jnp.moveaxis(split, 1, 0), jax.P(None, axes, *whole))
 
