@@ -3,7 +3,7 @@
 A step is one folder, committed by one rename:
     state/       the arrays, written by orbax in the background
     record/      a sealed JSON file: leaf names, dtypes, shapes, fingerprints, data state, extra
-    files.json   size and sha256 of every file, written after the commit
+    files.json   size and sha256 of every file, written before the commit, completed after it
 orbax restores flipped bits and other dtypes without a word, so neither is left to it here.
 """
 
@@ -196,7 +196,7 @@ class Checkpointer:
         return step in self._good
 
     def _prove(self, folder: Path) -> None:
-        """A kill came between the commit and the manifest: write it now, where that is allowed."""
+        """Write a manifest that was lost, where that is allowed: the arrays have been verified."""
         if self._first and not integrity.has_manifest(folder):
             with contextlib.suppress(OSError, BadInput):
                 integrity.write_manifest(folder)
@@ -219,7 +219,7 @@ class Checkpointer:
         )
 
     def _finish(self, step: int) -> None:
-        """In the background: the commit, then the manifest, then older steps may go."""
+        """In the background: the commit, the rest of the manifest, then older steps may go."""
         try:
             self._writer.wait_until_finished()
             if self._first:

@@ -3,12 +3,13 @@
 A step carries a manifest of its files (sizes and sha256) and a JSON record, sealed by its own
 hash, with the fingerprint of every array taken before it was written. The manifest names the file
 that changed; the fingerprints also catch what changed between the device and the disk, and judge
-a step that a kill left without a manifest.
+a step whose manifest is lost.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,20 @@ def _digest(path: Path, sync: bool = False) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path) -> None:
-    """Put every file on the disk for good, then record its size and hash."""
-    files = {
+def write_manifest(folder: Path, without: Collection[str] = ()) -> None:
+    """Put every file on the disk for good, then record its size and hash.
+
+    Called again it only adds files that are new: what is listed keeps its first hash.
+    """
+    listed = unseal(folder / MANIFEST)["files"] if has_manifest(folder) else {}
+    added = {
         name: {"bytes": path.stat().st_size, "sha256": _digest(path, sync=True)}
         for name, path in _files(folder).items()
+        if name not in listed and name not in without
     }
     sync_folder(folder)
-    write_json(folder / MANIFEST, seal({"files": files}))
+    if added or not listed:
+        write_json(folder / MANIFEST, seal({"files": listed | added}))
 
 
 def has_manifest(folder: Path) -> bool:

@@ -14,6 +14,8 @@ from gptjax.training.fingerprint import fingerprints, is_key, leaf_names
 
 FORMAT = 1
 RECORD = "record/record.json"
+# orbax's own notes about a step, written around its commit; nothing here depends on them.
+BOOKKEEPING = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,20 @@ def orbax_handler():
     """Few files (one set for all arrays) and no compression: the fastest of the forms measured."""
     import orbax.checkpoint as ocp
 
-    return ocp.CompositeCheckpointHandler(
+    handler = ocp.CompositeCheckpointHandler(
         state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False),
         record=ocp.JsonCheckpointHandler(filename=RECORD.split("/")[1]),
     )
+    finalize_items = handler.finalize
+
+    def finalize(directory):
+        """Everything is written and the rename comes next: the manifest goes with it."""
+        finalize_items(directory)
+        if jax.process_index() == 0:
+            integrity.write_manifest(Path(directory), without=BOOKKEEPING)
+
+    handler.finalize = finalize  # orbax finds the argument types by the class: no subclass
+    return handler
 
 
 def _read_arrays(folder: Path, like, entries: dict[str, dict]):
@@ -165,7 +177,7 @@ def check_step_files(folder: Path, report: Callable[[str], None]) -> bool:
         try:
             if integrity.has_manifest(folder):
                 proven = "yes"
-                for name in integrity.check_files(folder):
+                for name in sorted(set(integrity.check_files(folder)) - BOOKKEEPING):
                     report(f"{folder / name} is not part of the checkpoint and is not read")
         except DamagedData as error:
             problem = str(error)

@@ -352,7 +352,7 @@ def test_a_failure_in_the_background_is_raised_once(tmp_path, monkeypatch, late)
     checkpointer.save(1, {"x": jnp.arange(7)}, {}, {})
     checkpointer.wait()
 
-    def refuse(folder):
+    def refuse(folder, **_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module.integrity, "write_manifest", refuse)
@@ -360,4 +360,7 @@ def test_a_failure_in_the_background_is_raised_once(tmp_path, monkeypatch, late)
     with pytest.raises(BadInput, match=r"step 2 could not be written.*full"):
         checkpointer.save(3, {"x": jnp.arange(7)}, {}, {}) if late else checkpointer.wait()
     monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+    checkpointer.save(2, {"x": jnp.arange(7)}, {}, {})
     checkpointer.close()
+    assert checkpointer.steps() == [1, 2]

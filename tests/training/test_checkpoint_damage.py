@@ -13,6 +13,9 @@ from gptjax.errors import BadInput, DamagedData
 from gptjax.training import integrity
 from gptjax.training.checkpoint import Checkpointer, restore_params
 
+# orbax leaves coroutines behind when it cannot read a file.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state_of(step):
     key = jax.random.key(step)
@@ -27,6 +30,12 @@ def state_of(step):
 
 
 LIKE = jax.eval_shape(lambda: state_of(0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect():
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,7 @@ def test_other_damage(folder, what):
 
 
 def test_without_a_manifest_a_good_step_is_proven_by_its_arrays(folder):
-    (folder / "20" / integrity.MANIFEST).unlink()  # as a kill right after the commit leaves it
+    (folder / "20" / integrity.MANIFEST).unlink()
     assert restore(folder)[0].step == 20
     assert integrity.has_manifest(folder / "20")  # from now on its files are known
 
@@ -132,8 +141,26 @@ def test_without_a_manifest_damage_is_found_by_fingerprint(folder):
     assert not integrity.has_manifest(folder / "20")
 
 
-# orbax leaves coroutines behind when it cannot read a file.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_kill_right_after_the_commit_leaves_a_proven_step(folder, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    commit = integrity.write_manifest
+
+    def write(folder, **without):
+        if not without:  # the second time: after the commit
+            shutil.copytree(folder, kept / folder.name)
+        commit(folder, **without)
+
+    monkeypatch.setattr(integrity, "write_manifest", write)
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(30, state_of(30), {}, {})
+    checkpointer.close()
+    restored, lines = restore(kept)
+    assert restored.step == 30 and lines == []
+    flip(largest(kept / "30"))
+    with pytest.raises(DamagedData):
+        restore(kept)
+
+
 def test_without_a_manifest_half_a_step_is_passed_over(folder):
     (folder / "20" / integrity.MANIFEST).unlink()
     largest(folder / "20").unlink()
@@ -143,7 +170,6 @@ def test_without_a_manifest_half_a_step_is_passed_over(folder):
     shutil.rmtree(folder / "10" / "record")
     with pytest.raises(DamagedData, match=r"no good checkpoint .* all of \[10, 20\]"):
         restore(folder)
-    gc.collect()
 
 
 def test_a_save_that_was_cut_off_is_named(folder):
