@@ -1,7 +1,10 @@
 """GPT-2 at its four published sizes, on the corpus and the mesh that are at hand."""
 
+import dataclasses
+
 from gptjax import DataConfig, Experiment, OptimConfig, TrainConfig, register
 from gptjax.models.presets import gpt2
+from gptjax.scaling.flops import count_parameters
 
 
 def _gpt2(size: str, batch_size: int, lr: float) -> Experiment:
@@ -10,10 +13,6 @@ def _gpt2(size: str, batch_size: int, lr: float) -> Experiment:
     GPT-2's own rates were tuned by hand and not published. 20 tokens per parameter
     (arXiv 2203.15556) rather than its unpublished number of epochs over WebText.
     """
-    import dataclasses
-
-    from gptjax.scaling.flops import count_parameters
-
     model = dataclasses.replace(gpt2(size), layers="scan", remat="block", compute_dtype="bfloat16")
     return Experiment(
         name=f"gpt2_{size}",

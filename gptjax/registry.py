@@ -1,7 +1,9 @@
 """Experiments by name: a registered function without arguments returns a complete Experiment."""
 
+import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 
 from gptjax.errors import BadInput, did_you_mean
@@ -34,9 +36,13 @@ def _load() -> None:
 
 
 def names() -> list[str]:
-    """All registered names, sorted."""
+    """All registered names, sorted as a reader would: depth_4 before depth_12."""
     _load()
-    return sorted(_functions)
+    return sorted(_functions, key=lambda name: [_part(p) for p in re.split(r"(\d+)", name)])
+
+
+def _part(text: str) -> tuple[int, str]:
+    return (int(text), "") if text.isdigit() else (-1, text)
 
 
 def resolve(name: str) -> str:
@@ -57,8 +63,6 @@ def resolve(name: str) -> str:
 
 def get(name: str) -> Experiment:
     """The experiment of that name (an unambiguous suffix will do); BadInput when there is none."""
-    import dataclasses
-
     name = resolve(name)
     experiment = dataclasses.replace(_functions[name](), name=name)
     experiment.validate()

@@ -131,8 +131,8 @@ def _muon(config: OptimConfig, schedule, mask):
     """Muon for the weights inside blocks, AdamW for everything else.
 
     Updates are scaled to the root mean square of AdamW's (0.2, arXiv 2502.16982), so one learning
-    rate serves both. Newton-Schulz multiplies sharded matrices with themselves, which explicit axes refuse: the
-    update runs with automatic axes, and keeps the layout of its input.
+    rate serves both. Newton-Schulz multiplies sharded matrices with themselves, which explicit
+    axes refuse: the update runs with automatic axes, and keeps the layout of its input.
     """
     from optax.contrib import MuonDimensionNumbers, muon
 
