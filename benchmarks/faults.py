@@ -7,7 +7,8 @@ broken one.
 2. Flipped bits, zeroed pages and truncations in a checkpoint's files are found before the first
    step, and the newest good checkpoint is used instead.
 
-Which faults strike is drawn from --seed; when a kill lands depends on the machine's timing.
+Which faults strike is drawn from --seed; when a kill lands depends on the machine's timing, so
+where it hit is told from the disk afterwards.
 """
 
 import argparse
@@ -143,7 +144,7 @@ def kill_once(work: Path, workdir: Path, steps: int, moment: str, rng: random.Ra
     left = unfinished(checkpoints) - before
     if any(not (checkpoints / name.split(".")[0]).exists() for name in left):
         return "in a save"
-    return "at a commit" if incomplete(checkpoints) else "elsewhere"
+    return "at a commit" if incomplete(checkpoints) - before else "elsewhere"
 
 
 def rows_of(workdir: Path) -> list[dict]:

@@ -36,6 +36,7 @@ def _describe(leaf) -> dict:
 
 
 def leaf_table(tree) -> dict[str, dict]:
+    """Name to dtype and shape of every leaf."""
     names = leaf_names(tree)
     table = {n: _describe(leaf) for n, leaf in zip(names, jax.tree.leaves(tree), strict=True)}
     if len(table) != len(names):
