@@ -1,7 +1,10 @@
 """Errors a user can mend: one clear line, shown without a traceback, exit code 2."""
 
+import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
+from typing import get_args
 
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
@@ -33,3 +36,27 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """`; did you mean 'a' or 'b'?`, or an empty string when nothing is close."""
     found = nearest(word, options)
     return f"; did you mean {' or '.join(repr(name) for name in found)}?" if found else ""
+
+
+def check_types(part: str, config) -> None:
+    """BadInput for the first field of a config dataclass that holds another type than it says."""
+    for field in dataclasses.fields(config):
+        name, value, kind = f"{part}.{field.name}", getattr(config, field.name), field.type
+        options = get_args(kind)
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, kind):
+                raise BadInput(f"{name} is {value!r}, not a {kind.__name__}")
+            check_types(name, value)
+        elif kind == tuple[str, ...]:
+            if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+                raise BadInput(f"{name} is {value!r}, not a list of strings")
+        elif options:
+            if value not in options:
+                near = did_you_mean(str(value), options)
+                raise BadInput(f"{name} is {value!r}, not one of {', '.join(options)}{near}")
+        else:
+            wanted = (int, float) if kind is float else kind
+            if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+                raise BadInput(f"{name} is {value!r}, which is not of type {kind.__name__}")
+            if kind is float and not math.isfinite(value):
+                raise BadInput(f"{name} is {value}; give a finite number")

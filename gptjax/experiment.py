@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gptjax.data.config import DataConfig
-from gptjax.errors import BadInput, did_you_mean
+from gptjax.errors import BadInput, check_types, did_you_mean
 from gptjax.models.config import DecoderConfig
 from gptjax.objectives import NextToken
 from gptjax.parallel.mesh import MeshConfig
@@ -35,6 +35,7 @@ class TrainConfig:
     sample_top_p: float = 0.95
 
     def validate(self) -> None:
+        check_types("train", self)
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if not isinstance(value, str) and value < 0:

@@ -2,11 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from gptjax.errors import BadInput, did_you_mean
+from gptjax.errors import BadInput, check_types, did_you_mean
 
 CORPORA = ("pycode", "shakespeare", "files")
 MIN_SENTENCEPIECE_VOCAB = 320  # 256 bytes, the separator, the escapes and some letters
@@ -42,8 +42,7 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raise `BadInput` for the first field that cannot be used; reads no file."""
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+        check_types("data", self)
         self._validate_corpus()
         if self.tokenizer == "bytes" and self.tokenizer_file:
             raise BadInput(
@@ -97,21 +96,6 @@ def cache_root(config: DataConfig) -> Path:
     """The folder that holds prepared corpora, tokenizers and tokens."""
     chosen = config.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax"
     return Path(chosen).expanduser().absolute()
-
-
-def _check_type(name, value, kind) -> None:
-    options = get_args(kind)
-    if kind == tuple[str, ...]:
-        if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
-            raise BadInput(f"data.{name}={value!r} is not a list of file names or globs")
-    elif options:
-        if value not in options:
-            raise BadInput(
-                f"data.{name}={value!r} is not one of {', '.join(options)}"
-                + did_you_mean(str(value), options)
-            )
-    elif isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise BadInput(f"data.{name}={value!r} is not of type {kind.__name__}")
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

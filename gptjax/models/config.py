@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, check_types
 from gptjax.ops.patterns import Causal
 
 Activation = Literal["gelu_tanh", "gelu_erf", "relu", "swiglu", "geglu"]
@@ -87,6 +87,7 @@ class DecoderConfig:
 
     def validate(self) -> None:
         """One clear line for a decoder that cannot be."""
+        check_types("model", self)
         for name in ("vocab_size", "context_length", "num_layers", "d_model", "num_heads"):
             if getattr(self, name) < 1:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 1 or more")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, check_types
 from gptjax.ops.vocab_loss import vocab_loss
 
 
@@ -32,6 +32,7 @@ class NextToken:
     chunk_tokens: int = 0  # tokens whose logits exist at once on a device; 0: 64 MB of logits
 
     def validate(self) -> None:
+        check_types("objective", self)
         for name in ("z_loss", "chunk_tokens"):
             if getattr(self, name) < 0:
                 raise BadInput(f"objective.{name} is {getattr(self, name)}; give 0 or more")

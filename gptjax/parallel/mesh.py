@@ -10,7 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, check_types
 
 AXES = ("data", "fsdp", "tensor")
 REST = -1
@@ -32,6 +32,7 @@ class MeshConfig:
         return (data, self.fsdp, self.tensor)
 
     def validate(self) -> None:
+        check_types("mesh", self)
         if self.data != REST and self.data < 1:
             raise BadInput(f"mesh.data is {self.data}; give 1 or more, or -1 for all that is left")
         for name in ("fsdp", "tensor"):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, check_types
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class OptimConfig:
     vector_lr: float = 0.0  # Muon: rate of what AdamW trains beside it; 0: lr
 
     def validate(self) -> None:
+        check_types("optim", self)
         for name in ("lr", "epsilon"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"optim.{name} is {getattr(self, name)}; give a value above 0")
@@ -72,7 +74,8 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         body = optax.linear_schedule(config.lr, end, cooldown, max(rest - cooldown, 0))
     elif config.schedule == "inverse_sqrt":
         offset = max(warmup, 1)
-        body = lambda step: config.lr * (offset / (step + offset)) ** 0.5
+        # The body is evaluated during the warm-up too, at steps below 0.
+        body = lambda step: config.lr * (offset / (jnp.maximum(step, 0) + offset)) ** 0.5
     else:
         body = optax.constant_schedule(config.lr)
     if not warmup:
@@ -108,7 +111,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             _scheduled_decay(schedule, config.weight_decay, mask),
         )
     else:
-        rule = _muon(config, schedule, mask)
+        rule = optax.chain(
+            _muon(config, schedule), _scheduled_decay(schedule, config.weight_decay, mask)
+        )
     if not config.clip_norm:
         return rule
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
@@ -123,12 +128,12 @@ def _scheduled_decay(schedule, rate: float, mask):
         updates = jax.tree.map(shrink, updates, params, mask(params))
         return updates, optax.ScaleByScheduleState(count=state.count + 1)
 
-    init = lambda params: optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32"))
+    init = lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
     return optax.GradientTransformation(init, update)
 
 
-def _muon(config: OptimConfig, schedule, mask):
-    """Muon for the weights inside blocks, AdamW for everything else.
+def _muon(config: OptimConfig, schedule):
+    """Muon for the weights inside blocks, Adam for everything else, both without decay.
 
     Updates are scaled to the root mean square of AdamW's (0.2, arXiv 2502.16982), so one learning
     rate serves both. Newton-Schulz multiplies sharded matrices with themselves, which explicit
@@ -148,11 +153,9 @@ def _muon(config: OptimConfig, schedule, mask):
     vector = (config.vector_lr or config.lr) / config.lr
     rule = muon(
         schedule,
-        weight_decay=config.weight_decay,
-        weight_decay_mask=mask,
+        eps=config.epsilon,
         adam_b1=config.b1,
         adam_b2=config.b2,
-        adam_weight_decay=config.weight_decay,
         adam_learning_rate=lambda step: vector * schedule(step),
         muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
             as_matrix, params
