@@ -138,8 +138,8 @@ def choose_kernel(
 
 
 def block_size(length: int) -> int:
-    """Queries in a strip of the blocked kernel: at least 64, and at most 16 strips."""
-    return max(64, 64 * math.ceil(length / (16 * 64)))
+    """Queries in a strip of the blocked kernel; at most 16 strips. Measured on CPUs."""
+    return max(64 if length <= 256 else 128, 64 * math.ceil(length / (16 * 64)))
 
 
 def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
@@ -230,24 +230,28 @@ def _cudnn(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     )
 
 
-def _strip_scores(pattern, strip, q_BGRTK, k_BGSK, segments_BT, slopes_H):
-    """Masked scores [B, G, R, C, S'] of one strip in float32; q is scaled already."""
+def _masked(pattern, strip, scores, segments_BT, slopes_H, transposed=False):
+    """A strip's scores with ALiBi and the mask: [B, G, R, C, S'], or [B, G, S', R, C]."""
     start, stop, first, last = strip
-    scores = jnp.einsum(
-        "bgrtk,bgsk->bgrts",
-        q_BGRTK[:, :, :, start:stop],
-        k_BGSK[:, :, first:last],
-        preferred_element_type=jnp.float32,
-    )
-    queries, keys = jnp.arange(start, stop)[:, None], jnp.arange(first, last)[None, :]
+    queries, keys = jnp.arange(start, stop), jnp.arange(first, last)
+    if transposed:
+        wide = (slice(None), None, slice(None), None, slice(None))  # [B, S', C] to 5 axes
+        at = (queries[None, :], keys[:, None])
+        groups, repeats = scores.shape[1], scores.shape[3]
+        by_head = (1, groups, 1, repeats, 1)
+    else:
+        wide = (slice(None), None, None)
+        at = (queries[:, None], keys[None, :])
+        by_head = (1, *scores.shape[1:3], 1, 1)
     if slopes_H is not None:
-        slopes = slopes_H.reshape(1, *q_BGRTK.shape[1:3], 1, 1)
-        scores = scores + slopes * (keys - queries).astype(jnp.float32)[None, None, None]
-    mask = pattern.mask(queries, keys)[None]
+        apart = (at[1] - at[0]).astype(jnp.float32)[None][wide]
+        scores = scores + slopes_H.reshape(by_head) * apart
+    mask = pattern.mask(*at)[None]
     if segments_BT is not None:
-        same = segments_BT[:, start:stop, None] == segments_BT[:, None, first:last]
-        mask = mask & same
-    return jnp.where(mask[:, None, None], scores, _FAR)
+        ours, theirs = segments_BT[:, start:stop], segments_BT[:, first:last]
+        same = ours[:, :, None] == theirs[:, None, :]
+        mask = mask & (same.transpose(0, 2, 1) if transposed else same)
+    return jnp.where(mask[wide], scores, _FAR)
 
 
 def _heads_first(q_BTHK, groups: int):
@@ -272,14 +276,21 @@ def _blocked_forward(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes
     k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
     outs, logsums = [], []
     for strip in _strips(pattern, q.shape[3]):
-        scores = _strip_scores(pattern, strip, q, k, segments_BT, slopes_H)
+        start, stop, first, last = strip
+        scores = jnp.einsum(
+            "bgrtk,bgsk->bgrts",
+            q[:, :, :, start:stop],
+            k[:, :, first:last],
+            preferred_element_type=jnp.float32,
+        )
+        scores = _masked(pattern, strip, scores, segments_BT, slopes_H)
         top = jnp.max(scores, -1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, -1, keepdims=True)
         out = jnp.einsum(
             "bgrts,bgsk->bgrtk",
             weights.astype(v.dtype),
-            v[:, :, strip[2] : strip[3]],
+            v[:, :, first:last],
             preferred_element_type=jnp.float32,
         )
         outs.append((out / total).astype(q_BTHK.dtype))
@@ -290,27 +301,36 @@ def _blocked_forward(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes
 
 
 def _blocked_backward(pattern, scale, kept, g_BTHK):
+    """Works on transposed scores [B, G, S', (R, C)]: then only small arrays need transposing.
+
+    XLA:CPU copies a transposed factor of a batched product; these would be the largest arrays.
+    """
     q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, logsum_BGRT = kept
     groups, dtype = k_BSGK.shape[2], q_BTHK.dtype
     q = _heads_first(q_BTHK, groups) * jnp.asarray(scale, dtype)
     k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
-    g = _heads_first(g_BTHK, groups)
-    radial = jnp.sum(g.astype(jnp.float32) * _heads_first(out_BTHK, groups).astype(jnp.float32), -1)
+    k_BGKS, g = k_BSGK.transpose(0, 2, 3, 1), _heads_first(g_BTHK, groups)
+    radial_BGRT = jnp.sum(
+        g.astype(jnp.float32) * _heads_first(out_BTHK, groups).astype(jnp.float32), -1
+    )
     dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dqs = []
     for strip in _strips(pattern, q.shape[3]):
         start, stop, first, last = strip
-        scores = _strip_scores(pattern, strip, q, k, segments_BT, slopes_H)
-        weights = jnp.exp(scores - logsum_BGRT[:, :, :, start:stop, None])
-        g_strip = g[:, :, :, start:stop]
-        dweights = product("bgrtk,bgsk->bgrts", g_strip, v[:, :, first:last])
-        dscores = (weights * (dweights - radial[:, :, :, start:stop, None])).astype(dtype)
-        dqs.append(product("bgrts,bgsk->bgrtk", dscores, k[:, :, first:last]))
-        dk_strip = product("bgrts,bgrtk->bgsk", dscores, q[:, :, :, start:stop])
-        dv_strip = product("bgrts,bgrtk->bgsk", weights.astype(dtype), g_strip)
-        dk, dv = _add_rows(dk, dk_strip, first), _add_rows(dv, dv_strip, first)
-    dq_BTHK = (_heads_last(jnp.concatenate(dqs, 3)) * scale).astype(dtype)
+        rows = (slice(None),) * 3 + (slice(start, stop),)
+        keys, values = k[:, :, first:last], v[:, :, first:last]
+        scores = product("bgsk,bgrck->bgsrc", keys, q[rows])
+        scores = _masked(pattern, strip, scores, segments_BT, slopes_H, transposed=True)
+        weights = jnp.exp(scores - logsum_BGRT[rows][:, :, None])
+        dweights = product("bgsk,bgrck->bgsrc", values, g[rows])
+        dscores = (weights * (dweights - radial_BGRT[rows][:, :, None])).astype(dtype)
+        dq = product("bgks,bgsrc->bgkrc", k_BGKS[..., first:last], dscores)
+        dqs.append(dq.transpose(0, 3, 4, 1, 2))  # [B, R, C, G, K]
+        dk = _add_rows(dk, product("bgsrc,bgrck->bgsk", dscores, q[rows]), first)
+        dv = _add_rows(dv, product("bgsrc,bgrck->bgsk", weights.astype(dtype), g[rows]), first)
+    dq_BTHK = jnp.concatenate(dqs, 2).transpose(0, 2, 3, 1, 4).reshape(q_BTHK.shape)
+    dq_BTHK = (dq_BTHK * scale).astype(dtype)
     dk, dv = dk.transpose(0, 2, 1, 3).astype(dtype), dv.transpose(0, 2, 1, 3).astype(dtype)
     return dq_BTHK, dk, dv, None, None if slopes_H is None else jnp.zeros_like(slopes_H)
 
