@@ -106,7 +106,14 @@ def executed_training_flops(c: DecoderConfig, length: int, kernel: str) -> float
     scores = f.attention / 2
     total = f.training + (0 if kernel == "dense" else scores)
     if c.remat == "block":
-        total += f.projections + f.attention + f.mlp
+        total += f.projections + f.attention + f.mlp - _not_recomputed(c)
     elif c.remat == "products":
         total += f.attention
     return total
+
+
+def _not_recomputed(c: DecoderConfig) -> float:
+    """The products that only make a block's output: no gradient inside the block needs them."""
+    output, down = c.num_heads * c.head_size * c.d_model, c.ff_size * c.d_model
+    last = {"pre": down, "post": 0, "parallel": output + down}[c.block]
+    return 2 * c.num_layers * last

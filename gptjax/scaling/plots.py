@@ -46,9 +46,9 @@ def plot_curves(metrics: Path, out: Path, title: str = "") -> None:
             label="validation",
         )
         panel.set_xlabel(label)
-        panel.set_yscale("log")
-        if column != "seconds":
-            panel.set_xscale("log")
+        if rows:  # an axis without values has no logarithm
+            panel.set_yscale("log")
+            panel.set_xscale("linear" if column == "seconds" else "log")
         panel.grid(True, which="both", alpha=0.2)
     panels[0].set_ylabel("nats per token")
     panels[0].legend(frameon=False, fontsize=8)
