@@ -15,7 +15,7 @@ _WHERE = {
     "DecoderConfig": "gptjax.models.config",
     "MeshConfig": "gptjax.parallel.mesh",
     "NextToken": "gptjax.objectives",
-    "OptimConfig": "gptjax.training.optimizer",
+    "OptimConfig": "gptjax.training.config",
     "Preempted": "gptjax.training.loop",
     "fit": "gptjax.fit",
     "get": "gptjax.registry",

@@ -13,7 +13,7 @@ from gptjax.errors import BadInput, check_types, did_you_mean
 from gptjax.models.config import DecoderConfig
 from gptjax.objectives import NextToken
 from gptjax.parallel.mesh import MeshConfig
-from gptjax.training.optimizer import OptimConfig
+from gptjax.training.config import OptimConfig
 
 
 @dataclass(frozen=True)

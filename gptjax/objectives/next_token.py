@@ -4,12 +4,12 @@ The z-loss keeps the log-partition near zero (arXiv 2204.02311, section 5).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import jax
+from typing import TYPE_CHECKING, NamedTuple
 
 from gptjax.errors import BadInput, check_types
-from gptjax.ops.vocab_loss import vocab_loss
+
+if TYPE_CHECKING:  # a list of experiments needs no jax
+    import jax
 
 
 class LossSums(NamedTuple):
@@ -18,10 +18,10 @@ class LossSums(NamedTuple):
     `total` is what is differentiated: nats plus auxiliary terms.
     """
 
-    total: jax.Array
-    nats: jax.Array
-    correct: jax.Array
-    tokens: jax.Array
+    total: "jax.Array"
+    nats: "jax.Array"
+    correct: "jax.Array"
+    tokens: "jax.Array"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class NextToken:
         A batch holds `tokens` and `targets` [B, T], and where the data gives them `positions`,
         `segments` and float `weights` [B, T].
         """
+        from gptjax.ops.vocab_loss import vocab_loss
+
         out = apply(
             batch["tokens"],
             positions_BT=batch.get("positions"),

@@ -1,6 +1,21 @@
-"""Meshes, logical-axis rules and shardings."""
+"""Meshes, logical-axis rules and shardings; jax is imported by what needs it."""
 
-from gptjax.parallel.mesh import AXES, MeshConfig, make_mesh
-from gptjax.parallel.rules import DEFAULT_RULES, Rules, gathered, place
+import importlib
 
-__all__ = ["AXES", "DEFAULT_RULES", "MeshConfig", "Rules", "gathered", "make_mesh", "place"]
+_WHERE = {
+    "AXES": "gptjax.parallel.mesh",
+    "DEFAULT_RULES": "gptjax.parallel.rules",
+    "MeshConfig": "gptjax.parallel.mesh",
+    "Rules": "gptjax.parallel.rules",
+    "gathered": "gptjax.parallel.rules",
+    "make_mesh": "gptjax.parallel.mesh",
+    "place": "gptjax.parallel.rules",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'gptjax.parallel' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

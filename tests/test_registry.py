@@ -1,0 +1,115 @@
+"""Experiments by name; every registered one is sound."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from gptjax import registry
+from gptjax.errors import BadInput
+from gptjax.experiment import Experiment
+from gptjax.models.decoder import init_params
+from gptjax.parallel.mesh import abstract_mesh
+from gptjax.plan import _backward, _batch, make_plan
+from gptjax.scaling.flops import count_parameters
+from gptjax.training.state import param_specs
+from tests.conftest import changed
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = registry.names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_is_sound(name):
+    """It validates, says what it is, and the ledger counts its parameters."""
+    experiment = registry.get(name)
+    assert experiment.name == name and experiment.steps > 0
+    assert registry.describe(name).endswith(".")
+    shapes = jax.eval_shape(lambda: init_params(experiment.model, jax.random.key(0)))
+    counted = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    assert counted == count_parameters(experiment.model).total
+    assert Experiment.from_json(experiment.to_json()) == experiment
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_gradient_traces_on_an_abstract_mesh(name, shape=(2, 2, 2)):
+    """With real widths and layouts, on hardware that is not here."""
+    experiment = registry.get(name)
+    rows = math.prod(shape[:2]) * experiment.optim.accumulation
+    experiment = changed(experiment, data={"batch_size": rows})
+    if experiment.mesh_refusal(*shape):  # GPT-2 XL has 25 heads
+        shape = (shape[0], shape[1] * shape[2], 1)
+        experiment = changed(
+            experiment, data={"batch_size": math.prod(shape) * experiment.optim.accumulation}
+        )
+    assert experiment.mesh_refusal(*shape) is None
+    mesh = abstract_mesh(shape)
+    params = jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec)
+        ),
+        jax.eval_shape(lambda: init_params(experiment.model, jax.random.key(0))),
+        param_specs(experiment.model, mesh),
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        gradient = lambda p, b: _backward(experiment, p, b)(1.0)
+        (grads,) = jax.eval_shape(gradient, params, _batch(experiment, mesh))
+    for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
+        assert got.shape == wanted.shape and got.sharding.spec == wanted.sharding.spec
+
+
+def test_the_plan_of_a_pod_fits_here():
+    plan = make_plan(changed(registry.get("gpt2_1558m"), mesh={"data": 4, "fsdp": 16}), False)
+    total = plan.parameters.total
+    assert plan.mesh_shape == {"data": 4, "fsdp": 16, "tensor": 1}
+    assert plan.param_bytes == pytest.approx(4 * total / 16, rel=0.01)
+    assert plan.optimizer_bytes == pytest.approx(2 * plan.param_bytes, rel=0.01)
+    assert sum(math.prod(layout[1]) for layout in plan.layouts) == total
+    assert plan.seconds is None
+
+
+def test_names_suffixes_and_neighbours():
+    assert "quickstart" in NAMES and len(set(NAMES)) == len(NAMES)
+    assert registry.resolve("124m") == "gpt2_124m"
+    assert registry.get("start").name == "quickstart"
+    with pytest.raises(BadInput, match=r"'m' is ambiguous: .*gpt2_124m"):
+        registry.resolve("m")
+    with pytest.raises(BadInput, match="did you mean 'quickstart'"):
+        registry.resolve("quikstart")
+    with pytest.raises(BadInput, match="--list"):
+        registry.resolve("zzzz")
+    with pytest.raises(BadInput, match="no experiment is named"):
+        registry.resolve("")
+
+
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "_functions", dict(registry._functions))
+
+    def quickstart():
+        """Another one."""
+
+    with pytest.raises(BadInput, match=r"two experiments are called quickstart: experiments\.qui"):
+        registry.register(quickstart)
+
+    def mine():
+        """What it is.
+
+        More.
+        """
+
+    assert registry.register(mine) is mine and registry.register(mine) is mine
+    assert registry.describe("mine") == "What it is."
+
+
+def test_names_and_configs_need_nothing_heavy():
+    heavy = "{'jax', 'optax', 'flax', 'tyro', 'orbax', 'tensorflow_datasets', 'grain'}"
+    code = (
+        "import sys; from gptjax import registry; "
+        "[registry.get(name) for name in registry.names()]; "
+        f"print({heavy} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
