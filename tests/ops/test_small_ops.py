@@ -126,6 +126,14 @@ def test_project():
         project(x, w)
 
 
+def test_project_in_bfloat16_rounds_once():
+    x, w, g = (normal(seed, 31, 31).astype(jnp.bfloat16) for seed in range(3))
+    got = pulled(project, g, x, w)
+    exact = pulled(jnp.matmul, *(a.astype(jnp.float32) for a in (g, x, w)))
+    assert all(a.dtype == jnp.bfloat16 for a in got)
+    assert_close([a.astype(jnp.float32) for a in got], exact, 2.0**-8)
+
+
 def test_meshes(mesh):
     """A block of all small ops: up and down projections, heads in and out, scanned, remat."""
     rows, head = P(BATCH, None, None), P(BATCH, None, "tensor", None)
