@@ -107,9 +107,20 @@ def generate(
             f"temperature = {temperature} and top_k = {top_k} must be 0 or more, "
             f"top_p = {top_p} above 0 and up to 1"
         )
+    vocab = config.vocab_size if vocab_size is None else vocab_size
+    if count < 0 or not 0 < vocab <= config.vocab_size:
+        raise BadInput(
+            f"count = {count} must be 0 or more, vocab_size = {vocab} from 1 to the model's "
+            f"{config.vocab_size}"
+        )
     prompt_BP = np.asarray(prompt_BP, np.int32)
     if prompt_BP.shape[1] == 0:
         raise BadInput("the prompt is empty: give at least one token")
+    unknown = prompt_BP[(prompt_BP < 0) | (prompt_BP >= config.vocab_size)]
+    if unknown.size:
+        raise BadInput(
+            f"token {unknown[0]} of the prompt is not in the vocabulary of {config.vocab_size}"
+        )
     if config.positions == "learned":
         room = config.context_length - prompt_BP.shape[1]
         if room < 1:
@@ -118,6 +129,8 @@ def generate(
                 f"{config.context_length}"
             )
         count = min(count, room)
+    if count == 0:
+        return [np.zeros(0, np.int32) for _ in prompt_BP]
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         tokens_BC = _decode(
             params,
@@ -128,7 +141,7 @@ def generate(
             temperature=float(temperature),
             top_k=int(top_k),
             top_p=float(top_p),
-            vocab_size=vocab_size or config.vocab_size,
+            vocab_size=vocab,
             stop=stop_token,
         )
     rows = np.asarray(tokens_BC)

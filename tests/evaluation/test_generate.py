@@ -1,0 +1,147 @@
+"""Decoding with a cache: what it says must be what the whole forward pass says."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from gptjax import DecoderConfig, MeshConfig
+from gptjax.errors import BadInput
+from gptjax.evaluation.generate import filtered, generate
+from gptjax.models.decoder import Decoder, init_params, logits
+from gptjax.parallel import make_mesh
+from gptjax.training.state import param_specs
+
+VOCAB, CONTEXT, PROMPT, COUNT = 31, 17, 5, 9
+LEARNED = DecoderConfig(
+    vocab_size=VOCAB, context_length=CONTEXT, num_layers=2, d_model=16, num_heads=4, init="fan_in"
+)
+ROTARY = dataclasses.replace(
+    LEARNED, num_layers=1, num_kv_heads=2, positions="rotary", norm="rmsnorm", tied_embeddings=False
+)
+PROMPTS = np.random.default_rng(0).integers(0, VOCAB, (3, PROMPT)).astype(np.int32)
+
+
+@functools.cache
+def params_of(config):
+    """Weights three times as large as fresh ones, so that the choices are not near ties."""
+    params = jax.jit(lambda: init_params(config, jax.random.key(1)))()
+    return jax.tree.map(lambda x: 3.0 * x, params)
+
+
+@functools.cache
+def greedy(config, count=COUNT):
+    """One decoding that several tests look at."""
+    return generate(config, params_of(config), PROMPTS, count, temperature=0.0)
+
+
+@pytest.mark.parametrize("config", [LEARNED, ROTARY], ids=["learned", "rotary"])
+def test_greedy_with_a_cache_equals_greedy_without(config):
+    """Each chosen token is the argmax of the whole forward pass over what stands before it."""
+    chosen = np.stack(greedy(config))
+    assert chosen.shape == (3, COUNT)
+    whole = np.concatenate([PROMPTS, chosen], axis=1)
+    apply = jax.jit(lambda p, x: logits(Decoder(config).apply({"params": p}, x)))
+    expected = np.argmax(apply(params_of(config), whole), -1)
+    np.testing.assert_array_equal(chosen, expected[:, PROMPT - 1 : -1])
+    assert len(np.unique(chosen)) > 3  # it does not say one thing for ever
+
+
+def test_rows_of_a_batch_are_independent():
+    alone = generate(ROTARY, params_of(ROTARY), PROMPTS[1:2], COUNT, temperature=0.0)
+    np.testing.assert_array_equal(alone[0], greedy(ROTARY)[1])
+
+
+def test_a_stop_token_ends_a_row_and_no_other():
+    rows = greedy(ROTARY)
+    stop = int(rows[0][3])
+    ended = generate(ROTARY, params_of(ROTARY), PROMPTS, COUNT, temperature=0.0, stop_token=stop)
+    for before, after in zip(rows, ended, strict=True):
+        where = np.flatnonzero(before == stop)
+        np.testing.assert_array_equal(after, before[: where[0]] if where.size else before)
+    assert len(ended[0]) <= 3
+
+
+def test_learned_positions_end_with_the_context():
+    rows = greedy(LEARNED, 100)
+    assert all(len(row) == CONTEXT - PROMPT for row in rows)
+    np.testing.assert_array_equal(rows[0][:COUNT], greedy(LEARNED)[0])
+    assert all(len(row) == 23 for row in greedy(ROTARY, 23))  # others go on
+
+
+def test_sampling_follows_its_seed_and_leaves_out_unknown_ids():
+    sample = functools.partial(
+        generate, ROTARY, params_of(ROTARY), PROMPTS, COUNT, temperature=5.0, vocab_size=7
+    )
+    one, again, other = (np.stack(sample(seed=seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any() and one.max() < 7 and len(np.unique(one)) > 3
+
+
+def test_one_candidate_is_greedy():
+    sure = generate(ROTARY, params_of(ROTARY), PROMPTS, COUNT, temperature=2.0, top_k=1)
+    np.testing.assert_array_equal(np.stack(sure), np.stack(greedy(ROTARY)))
+
+
+def test_filters_keep_the_right_sets():
+    """Probabilities .4, .3, .2, .1 in another order."""
+    p = np.array([[0.2, 0.4, 0.1, 0.3]])
+    run = jax.jit(filtered, static_argnums=(1, 2))
+
+    def kept(top_k, top_p):
+        out = np.asarray(run(jnp.log(jnp.asarray(p, jnp.float32)), top_k, top_p))[0]
+        np.testing.assert_allclose(out[np.isfinite(out)], np.log(p[0])[np.isfinite(out)], rtol=1e-5)
+        return set(np.flatnonzero(np.isfinite(out)))
+
+    assert kept(0, 1.0) == {0, 1, 2, 3} == kept(9, 1.0)
+    assert kept(2, 1.0) == {1, 3} and kept(1, 1.0) == {1}
+    assert kept(0, 0.35) == {1}  # .4 reaches .35
+    assert kept(0, 0.5) == {1, 3}  # .4 does not reach .5, .7 does
+    assert kept(0, 0.8) == {0, 1, 3}
+    assert kept(0, 1e-6) == {1}
+    # top-k first: of {.4, .3}, renormalised to .57 and .43, .5 keeps one and .6 both.
+    assert kept(2, 0.5) == {1} and kept(2, 0.6) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"top_k": -1}, "top_k = -1"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+        ({"prompt_BP": np.zeros((1, 0))}, "prompt is empty"),
+        ({"prompt_BP": np.zeros((1, CONTEXT))}, "no room in a context of 17"),
+        ({"prompt_BP": np.full((1, 3), VOCAB)}, "token 31 .*vocabulary of 31"),
+        ({"prompt_BP": np.full((1, 3), -1)}, "token -1 .*vocabulary of 31"),
+        ({"count": -1}, "count = -1"),
+        ({"vocab_size": 99}, "vocab_size = 99"),
+    ],
+)
+def test_bad_arguments_are_refused(fields, words):
+    arguments = {"prompt_BP": PROMPTS, "count": 3, **fields}
+    with pytest.raises(BadInput, match=words):
+        generate(LEARNED, params_of(LEARNED), **arguments)
+
+
+def test_nothing_asked_for_is_nothing():
+    rows = generate(ROTARY, params_of(ROTARY), PROMPTS, 0)
+    assert [len(row) for row in rows] == [0, 0, 0]
+
+
+def test_on_a_mesh():
+    """Heads and weights are split; one row, which no mesh could split, and three."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    params = jax.tree.map(
+        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)),
+        params_of(ROTARY),
+        param_specs(ROTARY, mesh),
+    )
+    rows = generate(ROTARY, params, PROMPTS, COUNT, temperature=0.0, mesh=mesh)
+    np.testing.assert_array_equal(np.stack(rows), np.stack(greedy(ROTARY)))
+    sampled = generate(ROTARY, params, PROMPTS[:1], COUNT, top_k=5, top_p=0.9, mesh=mesh)
+    assert len(sampled[0]) == COUNT and sampled[0].max() < VOCAB
