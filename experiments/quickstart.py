@@ -25,6 +25,6 @@ def quickstart() -> Experiment:
             init="fan_in",
         ),
         data=DataConfig(corpus="pycode", tokenizer="bytes", batch_size=16, sequence_length=256),
-        optim=OptimConfig(name="adamw", lr=3e-3, schedule="linear", final_lr=0.0),
+        optim=OptimConfig(name="muon", lr=0.01, schedule="linear", final_lr=0.0),
         train=TrainConfig(tokens=4_000_000),
     )
