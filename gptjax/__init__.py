@@ -17,7 +17,7 @@ _WHERE = {
     "NextToken": "gptjax.objectives",
     "OptimConfig": "gptjax.training.config",
     "Preempted": "gptjax.training.loop",
-    "fit": "gptjax.fit",
+    "fit": "gptjax.runs",
     "get": "gptjax.registry",
     "names": "gptjax.registry",
     "register": "gptjax.registry",

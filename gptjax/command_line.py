@@ -168,6 +168,7 @@ def run(command: Command) -> None:
             return None
         raise BadInput("--exp=NAME is missing; --list shows the names, --help the options")
     from gptjax import registry
+    from gptjax.parallel.hosts import start_hosts
 
     experiment = registry.get(command.exp)
     if command.help:
@@ -175,12 +176,13 @@ def run(command: Command) -> None:
     experiment = override(experiment, command.overrides, command.help)
     experiment = dataclasses.replace(experiment, name=registry.resolve(command.exp))
     experiment.validate()
+    start_hosts()
     use_compilation_cache()
     if command.dry_run:
         from gptjax.plan import make_plan, show
 
         return show(make_plan(experiment))
-    from gptjax.fit import fit
+    from gptjax.runs import fit
 
     fit(experiment, command.workdir or None, fork=command.fork)
     return None

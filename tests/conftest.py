@@ -1,6 +1,7 @@
 """One process, eight simulated devices, strict ranks; compiled things are shared by session."""
 
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -9,6 +10,11 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compilation is most of the time
+
+# Runs that follow each other compile the same programs: the first keeps them for the others.
+_compiled = tempfile.TemporaryDirectory(prefix="gptjax-tests-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import dataclasses
 

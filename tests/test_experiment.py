@@ -8,8 +8,8 @@ import pytest
 from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
 from gptjax.errors import BadInput
 from gptjax.experiment import differences, field_names, unknown_field
-from gptjax.fit import load_experiment
 from gptjax.models.config import AttentionConfig
+from gptjax.runs import load_experiment
 from tests.conftest import changed
 
 E = Experiment(

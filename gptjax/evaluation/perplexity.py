@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from gptjax.training.loop import to_mesh
@@ -27,7 +28,8 @@ class Perplexity:
         sums = []
         size = 0
         for batch in self.dataset.validation_batches(self.batches, **self.split):
-            sums.append(self.eval_step(params, to_mesh(batch, self.mesh)))
+            # Waited for, as XLA:CPU's simulated devices deadlock on several independent programs.
+            sums.append(jax.device_get(self.eval_step(params, to_mesh(batch, self.mesh))))
             size += int(self.dataset.token_bytes[batch["targets"]].sum(dtype=np.int64))
         size = _over_processes(size)
         nats = math.fsum(float(s.nats) for s in sums)
@@ -41,8 +43,6 @@ class Perplexity:
 
 def _over_processes(number: int) -> int:
     """The sum of a host's number over all hosts."""
-    import jax
-
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils

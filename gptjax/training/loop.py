@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput
 from gptjax.parallel import DEFAULT_RULES
+from gptjax.parallel.hosts import AGREE_EVERY, any_host
 from gptjax.training.optimizer import path_name
 from gptjax.training.state import TrainState
 
@@ -79,7 +80,7 @@ class Loop:
     checkpointer: Any
     evaluate: Callable[[Any], dict]
     account: Callable[[int], dict]
-    seconds: float = 0.0  # spent training before this start
+    seconds: float = 0.0  # spent training until the newest checkpoint
 
     def run(self, state: TrainState) -> TrainState:
         """Train to the end; Preempted, Diverged or BadInput (a full disk) leave early."""
@@ -96,17 +97,24 @@ class Loop:
                     self.record(before, state.params)
                 step += 1
                 last = step == experiment.steps
+                stopping = self.stopping(stop, step)
                 if last or step % experiment.every("eval") == 0:
                     self.flush(state.params)
                     self.evaluated(step, state.params)
-                if last or step % experiment.every("checkpoint") == 0 or stop.asked:
+                if last or step % experiment.every("checkpoint") == 0 or stopping:
                     self.flush(state.params)
                     self.save(step, state)
-                if stop.asked and not last:
+                if stopping and not last:
                     self.checkpointer.wait()
                     raise Preempted(f"stopped at step {step} and saved")
         self.checkpointer.wait()
         return state
+
+    def stopping(self, stop: StopSignal, step: int) -> bool:
+        """Whether to stop after this step; several hosts agree on it now and then."""
+        if jax.process_count() == 1:
+            return stop.asked
+        return step % AGREE_EVERY == 0 and any_host(stop.asked)
 
     @property
     def elapsed(self) -> float:
@@ -169,6 +177,7 @@ class Loop:
     def save(self, step: int, state: TrainState) -> None:
         if step == self.saved and step:
             return
-        extra = {"seconds": self.elapsed}
+        self.seconds = self.elapsed
+        extra = {"seconds": self.seconds}
         self.checkpointer.save(step, state, self.iterator.get_state(), extra)
         self.saved = step

@@ -39,17 +39,14 @@ def init_state(config, optimizer: optax.GradientTransformation, seed: int, mesh)
     """A fresh state on the mesh. Values depend on the seed alone, not on the mesh."""
     specs = param_specs(config, mesh)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    init_key, run_key = jax.random.split(jax.random.key(seed))
     # The initialisers know nothing of meshes; the compiler splits their work by the outputs.
-    params = jax.jit(lambda key: init_params(config, key), out_shardings=shardings)(init_key)
+    keys = lambda: jax.random.split(jax.random.key(seed))
+    params = jax.jit(lambda: init_params(config, keys()[0]), out_shardings=shardings)()
     whole = NamedSharding(mesh, P())
+    first = lambda: (jnp.zeros((), jnp.int32), keys()[1])
+    step, rng = jax.jit(first, out_shardings=whole)()
     with jax.set_mesh(mesh):
         opt_state = jax.jit(optimizer.init)(params)
-    opt_state = jax.tree.map(
-        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole),
-        opt_state,
-    )
-    step, rng = jax.device_put((jnp.zeros((), jnp.int32), run_key), whole)
     return TrainState(step, params, opt_state, rng)
 
 

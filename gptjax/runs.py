@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork
     experiment.validate()
     check_mesh(experiment.mesh, jax.device_count(), experiment.mesh_refusal)
     workdir = Path(workdir or Path("runs") / experiment.name)
-    with claim(workdir):
+    with claim(workdir) if jax.process_index() == 0 else nullcontext():
         return _fit(experiment, workdir, fork)
 
 
@@ -60,6 +61,7 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     main = jax.process_index() == 0
     say = print if main else lambda *_: None
     _check_config(experiment, workdir, fork)
+    other_data = _data_changed(experiment, workdir)
     dataset = data.prepare(experiment.data, report=say)
     if dataset.vocab_size > experiment.model.vocab_size:
         raise BadInput(
@@ -68,7 +70,8 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         )
     split = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     iterator = dataset.train_iterator(**split)
-    _check_manifest(workdir, dataset)
+    if not other_data:
+        _check_manifest(workdir, dataset)
     mesh = make_mesh(experiment.mesh)
     optimizer = make_optimizer(experiment.optim, experiment.steps)
     state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
@@ -79,7 +82,7 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     seconds = 0.0
     if restored is not None:
         state, seconds = restored.state, restored.extra["seconds"]
-        if not _data_changed(experiment, workdir):
+        if not other_data:
             iterator.set_state(restored.data_state)
         say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
     step = int(state.step)
@@ -145,7 +148,6 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     sample = ""
     if experiment.train.sample_tokens:
         sample = _sample(experiment, dataset.tokenizer, state.params, mesh)
-    trained = loop.elapsed if step < experiment.steps else seconds
     figures = {
         "experiment": experiment.name,
         **final,
@@ -154,7 +156,7 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         "non_embedding_parameters": counts.non_embedding,
         **account(experiment.steps),
         "steps": experiment.steps,
-        "seconds": round(trained, 3),
+        "seconds": round(loop.seconds, 3),
         "sample": sample,
     }
     if main:
