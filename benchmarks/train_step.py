@@ -5,6 +5,8 @@
 Float32, forward, backward, clipping and AdamW. Every side lives in a process of its own; rounds
 are interleaved, each side's step time is the median over all rounds, and a ratio is the median of
 the ratios within a round, given with its quartiles. Peak memory is the process's high-water mark.
+Trust ratios only where other processes took next to nothing: OpenMP's threads spin while they wait,
+so PyTorch loses far more than gptjax on a shared machine.
 PyTorch must be installed; it is no dependency of gptjax. Results stand in RESULTS.md.
 """
 
@@ -174,22 +176,38 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
+def busy_seconds() -> float:
+    """CPU seconds this machine has spent on anything so far; 0 where /proc does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return 0.0
+    idle = int(fields[3]) + int(fields[4])  # idle, and waiting for a disk
+    return (sum(map(int, fields[:8])) - idle) / os.sysconf("SC_CLK_TCK")
+
+
 def compare(name: str, sides: list[str], rounds: int) -> None:
     """Runs the rounds of one shape and prints its table."""
     shape = SHAPES[name]
     print(f"\n({name}) " + ", ".join(f"{k} {v}" for k, v in shape.items()), flush=True)
     workers = {side: Worker(side, name) for side in sides}
+    began, busy = time.perf_counter(), busy_seconds()
     try:
         for _ in range(rounds):
             for worker in workers.values():
                 worker.round(STEPS[name])
+        took, busy = time.perf_counter() - began, busy_seconds() - busy
     finally:
         for worker in workers.values():
             worker.stop()
     sizes = {worker.about["parameters"] for worker in workers.values()}
     assert len(sizes) == 1, f"the sides differ in their number of parameters: {sizes}"
     ours = workers[sides[0]]
-    print(f"{sizes.pop():,} parameters; {rounds} rounds of {STEPS[name]} steps")
+    own = sum(STEPS[name] * sum(worker.cpu) for worker in workers.values())
+    print(
+        f"{sizes.pop():,} parameters; {rounds} rounds of {STEPS[name]} steps; meanwhile other "
+        f"processes took {max(busy - own, 0.0) / took:.2f} cores of {os.cpu_count()}"
+    )
     print(f"| side | step ms | fastest | CPU ms | peak GB | time / {sides[0]} (quartiles) |")
     print("|---|---|---|---|---|---|")
     for side, worker in workers.items():

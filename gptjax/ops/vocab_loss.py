@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.ops.shards import axes_of, on_shards, reshard, spec_of, without
 
-_CHUNK_LOGITS = 2**24  # logits of a chunk by default: 64 MB in float32
+_CHUNK_LOGITS = 2**25  # logits of a chunk by default: 128 MB in float32
 _UNROLLED = 4  # more chunks than these run in a loop
 
 
@@ -41,7 +41,7 @@ def vocab_loss(
 
     The logits are hidden_BTD @ head_VD.T + head_bias_V in float32, whatever the dtype of their
     factors. weights_BT: 1 everywhere by default. chunk_tokens: tokens a device takes at a time, by
-    default so that their logits fill 64 MB. The total is differentiable in hidden, head, bias and
+    default so that their logits fill 128 MB. The total is differentiable in hidden, head, bias and
     weights; targets outside the vocabulary need weight 0. The vocabulary may be sharded.
     """
     batch, sequence, _ = spec_of(hidden_BTD)
