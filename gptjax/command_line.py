@@ -64,10 +64,10 @@ def parse(arguments: list[str]) -> Command:
                 raise BadInput(f"--{option} takes no value")
             found[option] = True
             continue
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise BadInput(f"--{option} needs a value: --{option}=...")
+        if not equals and rest and not rest[0].startswith("--"):
             value = rest.pop(0)
+        if not value:  # an unset variable of the shell is no wish for the default
+            raise BadInput(f"--{option} needs a value: --{option}=...")
         found[option] = value
     fields = {name.replace("-", "_"): value for name, value in found.items()}
     return Command(**fields, overrides=tuple(overrides))

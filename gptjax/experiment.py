@@ -96,6 +96,13 @@ class Experiment:
                 "separator: give 257 or more"
             )
 
+        trained = self.data.tokenizer != "bytes" and not self.data.tokenizer_file
+        if trained and self.data.vocab_size > self.model.vocab_size:
+            raise BadInput(
+                f"data.vocab_size = {self.data.vocab_size} is larger than model.vocab_size = "
+                f"{self.model.vocab_size}; give --model.vocab_size={self.data.vocab_size}"
+            )
+
     def mesh_refusal(self, data: int, fsdp: int, tensor: int) -> str | None:
         """What stands against this mesh in words, or None."""
         model, rows = self.model, self.data.batch_size // self.optim.accumulation

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,10 @@ def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork
     check_mesh(experiment.mesh, jax.device_count(), experiment.mesh_refusal)
     workdir = Path(workdir or Path("runs") / experiment.name)
     with claim(workdir) if jax.process_index() == 0 else nullcontext():
-        return _fit(experiment, workdir, fork)
+        try:
+            return _fit(experiment, workdir, fork)
+        finally:
+            _leave_nothing_empty(workdir)
 
 
 def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
@@ -164,6 +167,15 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", title=experiment.name)
         _report(figures, workdir, time.monotonic() - begun)
     return Result(workdir, figures, state.params, sample)
+
+
+def _leave_nothing_empty(workdir: Path) -> None:
+    """A run that was refused before it wrote anything takes its folder with it."""
+    alone = {path.name for path in workdir.iterdir()} == {".lock"}
+    if alone and jax.process_index() == 0:
+        with suppress(OSError):
+            (workdir / ".lock").unlink()
+            workdir.rmdir()
 
 
 def _report(figures: dict, workdir: Path, seconds: float) -> None:

@@ -115,6 +115,7 @@ def test_meshes_that_the_model_refuses():
         ({"data": {"sequence_length": 300}}, "300 is longer than model.context_length = 256"),
         ({"optim": {"accumulation": 5}}, "batch_size = 12 is not divisible by optim.accum"),
         ({"model": {"vocab_size": 256}}, "too small for bytes"),
+        ({"data": {"tokenizer": "bpe", "vocab_size": 500}}, "--model.vocab_size=500"),
         ({"train": {"tokens": 0}}, "both 0"),
         ({"train": {"steps": -1}}, "train.steps is -1"),
         ({"train": {"sample_top_p": 0.0}}, "sample_top_p"),
