@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
 from gptjax.models.layers import Block, Cache, Dropout, Norm, init_std, normal, weight
+from gptjax.ops.linear import PRODUCT
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
 
 REMAT_POLICIES = {
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 

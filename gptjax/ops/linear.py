@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from gptjax.ops.shards import axes_of, explicit_mesh, reshard, spec_of, without
+
+PRODUCT = "product"  # the name by which a rematerialisation policy keeps these results
 
 
 def project(x, w, *, contract: int = 1, out_sharding: P | None = None):
@@ -34,11 +37,12 @@ def project(x, w, *, contract: int = 1, out_sharding: P | None = None):
         specs = _flat_specs(x_spec, spec_of(w), out_sharding, len(lead), contract)
         if specs is None:  # sharded along an axis that cannot be merged, e.g. the sequence
             axes = (tuple(range(len(lead), x.ndim)), tuple(range(contract)))
-            return jax.lax.dot_general(x, w, (axes, ((), ())), out_sharding=out_sharding)
+            out = jax.lax.dot_general(x, w, (axes, ((), ())), out_sharding=out_sharding)
+            return checkpoint_name(out, PRODUCT)
     inner = math.prod(w.shape[:contract])
     x = _reshaped(x, (math.prod(lead), inner), specs.x)
     w = _reshaped(w, (inner, math.prod(tail)), specs.w)
-    return _reshaped(_product(specs, x, w), (*lead, *tail), out_sharding)
+    return _reshaped(checkpoint_name(_product(specs, x, w), PRODUCT), (*lead, *tail), out_sharding)
 
 
 class _FlatSpecs(NamedTuple):
