@@ -1,7 +1,7 @@
 """Activation functions by name.
 
 `gelu_tanh` is x * sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3), the same function as the
-tanh form of arXiv 1606.08415, with its gradient written out: two exponentials less per element.
+tanh form of arXiv 1606.08415, with its gradient written out, which needs one sigmoid and no tanh.
 """
 
 import math
