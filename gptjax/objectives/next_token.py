@@ -29,7 +29,7 @@ class NextToken:
     """Cross-entropy on `targets`, over chunks of tokens so that logits never exist whole."""
 
     z_loss: float = 0.0
-    chunk_tokens: int = 0  # tokens whose logits exist at once on a device; 0: 64 MB of logits
+    chunk_tokens: int = 0  # tokens whose logits exist at once on a device; 0: 128 MB of logits
 
     def validate(self) -> None:
         check_types("objective", self)

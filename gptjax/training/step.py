@@ -90,6 +90,10 @@ def make_train_step(experiment):
     optimizer = make_optimizer(experiment.optim, experiment.steps)
     schedule = make_schedule(experiment.optim, experiment.steps)
 
+    def update(grads, params, opt_state):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
     def train_step(state: TrainState, batch) -> tuple[TrainState, StepMetrics]:
         key = None
         if experiment.model.dropout:
@@ -99,12 +103,9 @@ def make_train_step(experiment):
         loss = sums.nats / sums.tokens
         grad_norm = jnp.sqrt(squares.sum())
         finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        # A branch, not a select per array: that would keep a copy of the whole old state.
+        params, opt_state = jax.lax.cond(
+            finite, update, lambda grads, *old: old, grads, state.params, state.opt_state
         )
         metrics = StepMetrics(
             loss=loss,
