@@ -146,8 +146,10 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         if recorder is not None:
             recorder.close()
         checkpointer.close()
-    with jax.set_mesh(mesh):
-        final = perplexity(state.params)
+    final = loop.figures  # the loop ends with an evaluation, unless the run had ended before
+    if final is None:
+        with jax.set_mesh(mesh):
+            final = perplexity(state.params)
     sample = ""
     if experiment.train.sample_tokens:
         sample = _sample(experiment, dataset.tokenizer, state.params, mesh)

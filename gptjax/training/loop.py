@@ -81,6 +81,7 @@ class Loop:
     evaluate: Callable[[Any], dict]
     account: Callable[[int], dict]
     seconds: float = 0.0  # spent training until the newest checkpoint
+    figures: dict | None = None  # of the newest evaluation in this start
 
     def run(self, state: TrainState) -> TrainState:
         """Train to the end; Preempted, Diverged or BadInput (a full disk) leave early."""
@@ -162,7 +163,8 @@ class Loop:
         )
 
     def evaluated(self, step: int, params) -> None:
-        row = {"step": step, **self.evaluate(params)}
+        self.figures = self.evaluate(params)
+        row = {"step": step, **self.figures}
         row.update(seconds=round(self.elapsed, 3), **self.account(step))
         if self.recorder is not None:
             self.recorder.write(row)
