@@ -15,7 +15,7 @@ from gptjax.errors import BadInput
 from gptjax.models.config import DecoderConfig
 from gptjax.models.decoder import Decoder, empty_cache, logits
 from gptjax.ops.shards import explicit_mesh, reshard
-from gptjax.parallel import Rules
+from gptjax.parallel import Rules, place
 
 # Few sequences are decoded at once: they are not split over devices, the weights still are.
 DECODE_RULES = Rules(batch=())
@@ -78,7 +78,7 @@ def _decode(params, prompt_BP, key, *, config, count, temperature, top_k, top_p,
     slots = empty_cache(config, batch, length + count, DECODE_RULES)
     l_BV, cache = next_logits(prompt_BP, slots)
     token_B = pick(l_BV, 0)
-    out_BC = jnp.full((batch, count), stop, jnp.int32)
+    out_BC = place(jnp.full((batch, count), stop, jnp.int32), (None, None), DECODE_RULES)
     carry = (jnp.zeros((), jnp.int32), token_B, out_BC, cache, token_B == stop)
     return jax.lax.while_loop(more, one, carry)[2]
 

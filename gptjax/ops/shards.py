@@ -39,7 +39,12 @@ def without(entry, taken: tuple[str, ...]):
 
 def reshard(x, spec: P):
     """x with the partition `spec`; x itself without an explicit mesh or when it has it already."""
-    if explicit_mesh() is None or spec_of(x) == P(*spec, *[None] * (x.ndim - len(spec))):
+    if explicit_mesh() is None:
+        return x
+    # In jax 0.7 a constant made inside jit belongs to no mesh yet: it is placed all the same.
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    placed = sharding is not None and not sharding.mesh.empty
+    if placed and spec_of(x) == P(*spec, *[None] * (x.ndim - len(spec))):
         return x
     return _reshard(x, spec)
 
