@@ -25,6 +25,6 @@ def quickstart() -> Experiment:
             init="fan_in",
         ),
         data=DataConfig(corpus="pycode", tokenizer="bytes", batch_size=8, sequence_length=256),
-        optim=OptimConfig(name="muon", lr=0.01, schedule="linear", final_lr=0.0, weight_decay=0.02),
-        train=TrainConfig(tokens=2_600_000, eval_every=254, eval_batches=64),
+        optim=OptimConfig(name="muon", lr=0.01, schedule="linear", final_lr=0.0, weight_decay=0.25),
+        train=TrainConfig(tokens=2_300_000, eval_every=281, eval_batches=64),
     )
