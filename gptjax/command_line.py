@@ -79,7 +79,7 @@ def override(experiment, arguments: tuple[str, ...], show_help: bool = False):
 
     from gptjax.experiment import field_names, unknown_field
 
-    known = set(field_names(type(experiment)))
+    known, given = set(field_names(type(experiment))), set()
     for argument in arguments:
         if argument.startswith("--"):
             name = argument[2:].partition("=")[0].replace("-", "_")
@@ -89,6 +89,9 @@ def override(experiment, arguments: tuple[str, ...], show_help: bool = False):
                     if near:
                         raise BadInput(f"unknown option '--{name}'{near}")
                 raise unknown_field(name)
+            if name in given:
+                raise BadInput(f"--{name} is given twice")
+            given.add(name)
     args = [*arguments, "--help"] if show_help else list(arguments)
     complaint = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -116,9 +119,13 @@ def _one_line(box: str) -> str:
         text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ \n")
         if text.startswith("╭"):
             continue
-        if text.startswith("──") or text.startswith("╰"):
+        ruler = text.startswith(("──", "╰")) or (len(text) > 2 and not text.strip("-"))
+        if ruler and len(lines) == 1 and text.startswith("-"):
+            lines = []  # where boxes are drawn with plain signs, the title comes first
+        elif ruler:
             break
-        lines.append(text)
+        else:
+            lines.append(text)
     return " ".join(lines) or "the arguments cannot be read; --help lists the fields"
 
 
@@ -199,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code or 0
     except KeyboardInterrupt:
-        print("interrupted before anything could be saved", file=sys.stderr)
+        print("interrupted at once: what was saved before is kept", file=sys.stderr)
         return 130
     except Exception as error:
         if type(error).__name__ != "Preempted":

@@ -38,6 +38,9 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(name) for name in found)}?" if found else ""
 
 
+LARGE = ("tokens", "max_bytes")  # integers that may pass 2**31
+
+
 def check_types(part: str, config) -> None:
     """BadInput for the first field of a config dataclass that holds another type than it says."""
     for field in dataclasses.fields(config):
@@ -58,5 +61,7 @@ def check_types(part: str, config) -> None:
             wanted = (int, float) if kind is float else kind
             if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
                 raise BadInput(f"{name} is {value!r}, which is not of type {kind.__name__}")
+            if kind is int and abs(value) >= (2**60 if field.name in LARGE else 2**31):
+                raise BadInput(f"{name} is {value}, which is beyond every machine")
             if kind is float and not math.isfinite(value):
                 raise BadInput(f"{name} is {value}; give a finite number")

@@ -1,12 +1,7 @@
 """From an Experiment and a folder to a finished run: claim, prepare, resume, train, write up."""
 
-import dataclasses
-import datetime
-import json
-import platform
-import subprocess
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +12,18 @@ from gptjax import data, registry
 from gptjax.errors import BadInput
 from gptjax.evaluation.generate import generate
 from gptjax.evaluation.perplexity import Perplexity
-from gptjax.experiment import Experiment, differences
+from gptjax.experiment import Experiment
 from gptjax.parallel.mesh import check_mesh, make_mesh
+from gptjax.run_folder import (
+    check_config,
+    check_epochs,
+    check_manifest,
+    check_steps,
+    data_changed,
+    leave_nothing_empty,
+    manifest,
+    write_config,
+)
 from gptjax.scaling.flops import count_flops, count_parameters
 from gptjax.scaling.plots import plot_curves
 from gptjax.training.checkpoint import Checkpointer
@@ -27,7 +32,7 @@ from gptjax.training.metrics import Progress, Recorder, clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import abstract_like, init_state
 from gptjax.training.step import make_eval_step, make_train_step
-from gptjax.training.workdir import claim, read_json, write_json
+from gptjax.training.workdir import MetricsLog, claim, write_json
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,15 @@ def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork
         try:
             return _fit(experiment, workdir, fork)
         finally:
-            _leave_nothing_empty(workdir)
+            leave_nothing_empty(workdir)
 
 
 def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     begun = time.monotonic()
     main = jax.process_index() == 0
     say = print if main else lambda *_: None
-    _check_config(experiment, workdir, fork)
-    other_data = _data_changed(experiment, workdir)
+    before = check_config(experiment, workdir, fork)
+    other_data = before is not None and data_changed(experiment, before)
     dataset = data.prepare(experiment.data, report=say)
     if dataset.vocab_size > experiment.model.vocab_size:
         raise BadInput(
@@ -73,8 +78,9 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         )
     split = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     iterator = dataset.train_iterator(**split)
+    check_epochs(experiment, dataset)
     if not other_data:
-        _check_manifest(workdir, dataset)
+        check_manifest(workdir, dataset)
     mesh = make_mesh(experiment.mesh)
     optimizer = make_optimizer(experiment.optim, experiment.steps)
     state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
@@ -87,10 +93,15 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         state, seconds = restored.state, restored.extra["seconds"]
         if not other_data:
             iterator.set_state(restored.data_state)
-        say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
+        check_steps(experiment, workdir, restored.step)
+        if restored.step == experiment.steps:
+            say(f"{workdir} is finished; a higher train.steps and --fork lengthen it")
+        else:
+            say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
     step = int(state.step)
+    MetricsLog(workdir / "metrics.jsonl").rows()  # damage is found before anything is written
     if main:
-        _write_config(experiment, workdir, step)
+        write_config(experiment, workdir, step)
         write_json(workdir / "manifest.json", manifest(dataset))
         dataset.tokenizer.save(workdir / "tokenizer")
     flops = count_flops(experiment.model, experiment.data.sequence_length)
@@ -171,15 +182,6 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     return Result(workdir, figures, state.params, sample)
 
 
-def _leave_nothing_empty(workdir: Path) -> None:
-    """A run that was refused before it wrote anything takes its folder with it."""
-    alone = {path.name for path in workdir.iterdir()} == {".lock"}
-    if alone and jax.process_index() == 0:
-        with suppress(OSError):
-            (workdir / ".lock").unlink()
-            workdir.rmdir()
-
-
 def _report(figures: dict, workdir: Path, seconds: float) -> None:
     if figures["sample"]:
         print(f"--- sample\n{figures['sample']}\n---")
@@ -188,87 +190,6 @@ def _report(figures: dict, workdir: Path, seconds: float) -> None:
         f"{figures['bits_per_byte']:.4f} bits/byte (unigram baseline "
         f"{figures['unigram_nats']:.4f} nats/token) · {clock(seconds)} in all · see {workdir}"
     )
-
-
-def _check_config(experiment: Experiment, workdir: Path, fork: bool) -> None:
-    """Refuse to go on with another config than the folder's, unless asked to fork."""
-    path = workdir / "experiment.json"
-    if not path.exists() or fork:
-        return
-    changed = differences(read_json(path), experiment.to_json())
-    if changed:
-        shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" * (len(changed) > 6))
-        raise BadInput(
-            f"{workdir} holds a run of another config ({shown}): give another --workdir, or "
-            "--fork to go on from its newest checkpoint with the new one"
-        )
-
-
-def _data_changed(experiment: Experiment, workdir: Path) -> bool:
-    """A fork that reads other data starts reading it from the beginning."""
-    path = workdir / "experiment.json"
-    if not path.exists():
-        return False
-    old = {"data": read_json(path)["data"]}
-    return bool(differences(old, {"data": experiment.to_json()["data"]}))
-
-
-def _write_config(experiment: Experiment, workdir: Path, step: int) -> None:
-    """The config of the run; that of a forked one is kept beside it."""
-    path = workdir / "experiment.json"
-    tree = experiment.to_json()
-    if path.exists() and differences(read_json(path), tree):
-        path.rename(workdir / f"experiment.until-step-{step}.json")
-    write_json(path, tree)
-
-
-def _check_manifest(workdir: Path, dataset) -> None:
-    """The corpus and the tokenizer must be those that the run began with."""
-    path = workdir / "manifest.json"
-    if not path.exists():
-        return
-    before, now = read_json(path)["data"], dataset.manifest
-    for part in ("tokenizer", "corpus"):
-        if before[f"{part}_sha256"] != now[f"{part}_sha256"]:
-            raise BadInput(
-                f"the {part} has changed since {workdir} began ({before[f'{part}_sha256'][:12]} -> "
-                f"{now[f'{part}_sha256'][:12]}): give another --workdir"
-            )
-
-
-def manifest(dataset) -> dict:
-    """What this run stands on: versions, device, git revision, corpus and tokenizer."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    def version_of(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    packages = ("gptjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    device = jax.devices()[0]
-    return {
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: version_of(name) for name in packages},
-        "device": {"kind": device.device_kind, "platform": device.platform},
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "host": platform.node(),
-        "git": _git_revision(),
-        "data": dataset.manifest,
-    }
-
-
-def _git_revision() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _sample(experiment: Experiment, tokenizer, params, mesh) -> str:
@@ -288,11 +209,3 @@ def _sample(experiment: Experiment, tokenizer, params, mesh) -> str:
         mesh=mesh,
     )[0]
     return train.sample_prompt + tokenizer.decode(tokens)
-
-
-def load_experiment(workdir: str | Path) -> Experiment:
-    """The experiment of a run's folder."""
-    path = Path(workdir) / "experiment.json"
-    if not path.exists():
-        raise BadInput(f"{workdir} holds no run: there is no experiment.json in it")
-    return dataclasses.replace(Experiment.from_json(json.loads(path.read_text())))

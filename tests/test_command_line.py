@@ -14,7 +14,7 @@ import pytest
 
 from gptjax import registry
 from gptjax.command_line import main
-from gptjax.runs import load_experiment
+from gptjax.run_folder import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

@@ -9,7 +9,7 @@ from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
 from gptjax.errors import BadInput
 from gptjax.experiment import differences, field_names, unknown_field
 from gptjax.models.config import AttentionConfig
-from gptjax.runs import load_experiment
+from gptjax.run_folder import load_experiment
 from tests.conftest import changed
 
 E = Experiment(

@@ -9,6 +9,10 @@ from gptjax.ops.patterns import Causal
 Activation = Literal["gelu_tanh", "gelu_erf", "relu", "swiglu", "geglu"]
 
 
+# Far beyond any model, near enough to answer at once.
+LIMITS = {"num_layers": 4096, "d_model": 2**20, "num_heads": 2**16, "vocab_size": 2**24}
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """Which pairs attend, and the code that computes them."""
@@ -94,6 +98,9 @@ class DecoderConfig:
         for name in ("num_kv_heads", "head_dim", "d_ff"):
             if getattr(self, name) < 0:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 0 (derived) or more")
+        for name, most in LIMITS.items():
+            if getattr(self, name) > most:
+                raise BadInput(f"model.{name} is {getattr(self, name)}; give at most {most}")
         if not self.head_dim and self.d_model % self.num_heads:
             raise BadInput(
                 f"model.d_model = {self.d_model} is not divisible by model.num_heads = "

@@ -147,19 +147,22 @@ class Loop:
             self.progress.step(step, row["loss"], self.experiment.tokens_per_step)
 
     def blame(self, step: int, metrics, params) -> str:
-        """Which step and which parameters; names the largest gradient when all are finite."""
+        """Which step and which parameters; and where the largest values are."""
         leaves = jax.tree_util.tree_flatten_with_path(params)[0]
         groups = [path_name(path) for path, _ in leaves]
         bad = [g for g, s in zip(groups, metrics.squares, strict=True) if not np.isfinite(s)]
         largest = {g: float(abs(leaf).max()) for g, (_, leaf) in zip(groups, leaves, strict=True)}
         top = max(largest, key=largest.get)
         what = f"loss {float(metrics.loss)}"
+        kept = f"the last good checkpoint is step {self.saved}"
+        if not self.saved:
+            kept = "no checkpoint had been written yet"
         where = f"gradients of {', '.join(bad[:3])}" if bad else "no single gradient"
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         return (
             f"not finite at step {step}: {what}; not finite are {where}{more}; the largest "
-            f"parameters are in {top} (up to {largest[top]:.3g}); the last good checkpoint is step "
-            f"{self.saved}; lower optim.lr or raise optim.warmup_fraction"
+            f"parameters are in {top} (up to {largest[top]:.3g}); {kept}; lower optim.lr or raise "
+            "optim.warmup_fraction"
         )
 
     def evaluated(self, step: int, params) -> None:

@@ -21,6 +21,7 @@ _STORAGE_ERRORS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EIO: "the disk reports an error",
+    errno.ENOENT: "no folder can be made there",
     errno.ENOTDIR: "a file is in the way",
     errno.EEXIST: "a file is in the way",
     errno.EISDIR: "a folder is in the way",
@@ -197,7 +198,10 @@ class MetricsLog:
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
             except ValueError as error:
-                raise DamagedData(f"{self.path}, line {number} is damaged: {error}") from error
+                raise DamagedData(
+                    f"{self.path}, line {number} is damaged: {error}; move the file away to go on "
+                    "without its rows"
+                ) from error
             found.append((line, row))
         return found
 

@@ -13,7 +13,7 @@ import pytest
 import gptjax
 from gptjax.data.loader import TrainIterator
 from gptjax.errors import BadInput
-from gptjax.runs import load_experiment
+from gptjax.run_folder import load_experiment
 from gptjax.scaling.flops import count_flops, count_parameters
 from gptjax.training.loop import Diverged, Preempted
 from gptjax.training.metrics import Recorder
