@@ -114,15 +114,14 @@ def override(experiment, arguments: tuple[str, ...], show_help: bool = False):
 
 def _one_line(box: str) -> str:
     """The first paragraph of an error that was drawn as a box."""
-    lines = []
+    lines, boxed = [], "╭" in box
     for line in box.splitlines():
         text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ \n")
         if text.startswith("╭"):
             continue
-        ruler = text.startswith(("──", "╰")) or (len(text) > 2 and not text.strip("-"))
-        if ruler and len(lines) == 1 and text.startswith("-"):
-            lines = []  # where boxes are drawn with plain signs, the title comes first
-        elif ruler:
+        if len(text) > 2 and not text.strip("-") and not boxed:
+            lines, boxed = [], True  # drawn with plain signs, the title stands above a ruler
+        elif text.startswith(("──", "╰", "---")):
             break
         else:
             lines.append(text)
