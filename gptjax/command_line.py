@@ -7,6 +7,7 @@ lists every field. Whatever is wrong becomes one line and exit code 2.
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import sys
@@ -197,6 +198,9 @@ def run(command: Command) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 2 bad input, 75 stopped and saved, 1 anything else."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # orbax logs whole tracebacks of failures that reach us as errors and become one line.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         run(parse(arguments))
     except BadInput as error:
