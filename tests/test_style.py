@@ -23,6 +23,9 @@ HEAVY = {"tensorflow_datasets", "orbax", "tyro", "matplotlib", "torch", "rich", 
          "sentencepiece", "tensorboardX", "cattrs", "array_record", "scipy"}  # fmt: skip
 
 
+TOP = {"runs", "run_folder", "plan", "registry", "command_line", "experiment"}  # above all rooms
+
+
 def level(room: str) -> int | None:
     return next((i for i, rooms in enumerate(ORDER) if room in rooms), None)
 
@@ -67,7 +70,7 @@ def test_rooms_import_downwards():
                 wrong.append(f"{here}:{line}: scaling imports {theirs}")
             if room == "objectives" and theirs == "models":
                 wrong.append(f"{here}:{line}: objectives import models")
-            if room and theirs in ("runs", "run_folder", "plan", "registry", "command_line", "experiment"):
+            if room and theirs in TOP:
                 wrong.append(f"{here}:{line}: {room} imports {theirs}")
     assert not wrong, "\n".join(wrong)
 
