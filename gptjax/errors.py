@@ -61,7 +61,8 @@ def check_types(part: str, config) -> None:
             wanted = (int, float) if kind is float else kind
             if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
                 raise BadInput(f"{name} is {value!r}, which is not of type {kind.__name__}")
-            if kind is int and abs(value) >= (2**60 if field.name in LARGE else 2**31):
-                raise BadInput(f"{name} is {value}, which is beyond every machine")
+            largest = (2**60 if field.name in LARGE else 2**31) - 1
+            if kind is int and abs(value) > largest:
+                raise BadInput(f"{name} is {value}; the largest is {largest}")
             if kind is float and not math.isfinite(value):
                 raise BadInput(f"{name} is {value}; give a finite number")

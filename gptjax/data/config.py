@@ -51,11 +51,6 @@ class DataConfig:
             )
         if self.tokenizer != "bytes" and not self.tokenizer_file:
             _check_at_least("vocab_size", self.vocab_size, MIN_SENTENCEPIECE_VOCAB)
-            if self.vocab_size >= 2**31:
-                raise BadInput(
-                    f"data.vocab_size={self.vocab_size} is over what the int32 tokens of a batch "
-                    f"hold; the largest is {2**31 - 1}"
-                )
         for name in ("batch_size", "sequence_length"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("max_bytes", "epochs", "seed", "workers"):
