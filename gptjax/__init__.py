@@ -4,7 +4,7 @@
 `python experiments/run.py --exp=quickstart` does. Nothing heavy is imported before it is used.
 """
 
-import importlib
+from gptjax.lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -24,13 +24,4 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module 'gptjax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+__getattr__, __dir__ = lazy(__name__, _WHERE)

@@ -1,6 +1,6 @@
 """Meshes, logical-axis rules and shardings; jax is imported by what needs it."""
 
-import importlib
+from gptjax.lazy import lazy
 
 _WHERE = {
     "AXES": "gptjax.parallel.mesh",
@@ -13,9 +13,4 @@ _WHERE = {
 }
 
 __all__ = sorted(_WHERE)
-
-
-def __getattr__(name: str):
-    if name not in _WHERE:
-        raise AttributeError(f"module 'gptjax.parallel' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+__getattr__, __dir__ = lazy(__name__, _WHERE)
