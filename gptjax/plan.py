@@ -139,7 +139,8 @@ def _batch(experiment: Experiment, mesh):
 def _backward(experiment: Experiment, params, batch):
     """What the forward pass keeps for the backward pass: a function whose leaves are arrays."""
     key = jax.random.key(0) if experiment.model.dropout else None
-    return jax.vjp(lambda p: loss_sums(experiment, p, batch, key).total, params)[1]
+    sums = lambda p: loss_sums(experiment.model, experiment.objective, p, batch, key)
+    return jax.vjp(lambda p: sums(p).total, params)[1]
 
 
 def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None, str]:

@@ -15,6 +15,7 @@ class OptimConfig:
     lr: float = 1e-3
     schedule: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = "cosine"
     warmup_fraction: float = 0.02  # of all steps, risen linearly from 0
+    warmup_steps: int = 0  # above 0 it takes the place of the fraction
     decay_fraction: float = 0.2  # of all steps, the cooldown of "wsd"
     final_lr: float = 0.1  # as a fraction of lr, where the schedule ends
     b1: float = 0.9
@@ -42,6 +43,8 @@ class OptimConfig:
                 raise BadInput(f"optim.{name} is {getattr(self, name)}; give between 0 and 1")
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise BadInput("optim.warmup_fraction and optim.decay_fraction add up to more than 1")
+        if self.warmup_steps < 0:
+            raise BadInput(f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
         if self.accumulation < 1:
             raise BadInput(f"optim.accumulation is {self.accumulation}; give 1 or more")
         for pattern in self.no_decay:

@@ -6,36 +6,88 @@ with AdamW for embeddings, heads and vectors).
 
 import math
 import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gptjax.training.config import OptimConfig
 
 
-def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The learning rate of each step, from 0 to `steps` - 1."""
-    warmup = math.ceil(config.warmup_fraction * steps)
-    end = config.final_lr * config.lr
-    rest = max(steps - warmup, 1)
-    if config.schedule == "cosine":
-        body = optax.cosine_decay_schedule(config.lr, rest, config.final_lr)
-    elif config.schedule == "linear":
-        body = optax.linear_schedule(config.lr, end, rest)
-    elif config.schedule == "wsd":
-        cooldown = max(math.ceil(config.decay_fraction * steps), 1)
-        body = optax.linear_schedule(config.lr, end, cooldown, max(rest - cooldown, 0))
-    elif config.schedule == "inverse_sqrt":
-        offset = max(warmup, 1)
-        # The body is evaluated during the warm-up too, at steps below 0.
-        body = lambda step: config.lr * (offset / (jnp.maximum(step, 0) + offset)) ** 0.5
+class Hyper(NamedTuple):
+    """The numbers in which runs of one compiled program may differ: traced, not compiled in.
+
+    Scalars, or [K] for a population of K runs. Rates are per step, lengths in steps.
+    """
+
+    lr: Any
+    vector_lr: Any  # of Muon's vectors and tables, as a multiple of lr
+    final_lr: Any  # as a multiple of lr
+    warmup: Any
+    decay: Any  # length of the fall: to the end of the run, or the cooldown of "wsd"
+    steps: Any
+    b1: Any
+    b2: Any
+    epsilon: Any
+    weight_decay: Any
+    clip_norm: Any
+
+
+def hyper_of(config: OptimConfig, steps: int) -> Hyper:
+    """The traced numbers of a run of `steps` steps."""
+    warmup = config.warmup_steps or math.ceil(config.warmup_fraction * steps)
+    decay = max(steps - warmup, 1)
+    if config.schedule == "wsd":
+        decay = min(max(math.ceil(config.decay_fraction * steps), 1), decay)
+    return Hyper(
+        np.float32(config.lr),
+        np.float32((config.vector_lr or config.lr) / config.lr),
+        np.float32(config.final_lr),
+        np.int32(warmup),
+        np.int32(decay),
+        np.int32(steps),
+        np.float32(config.b1),
+        np.float32(config.b2),
+        np.float32(config.epsilon),
+        np.float32(config.weight_decay),
+        np.float32(config.clip_norm),
+    )
+
+
+def program_config(config: OptimConfig) -> OptimConfig:
+    """The part of the settings that is compiled in; the rest stands at one fixed value."""
+    return OptimConfig(
+        name=config.name,
+        schedule=config.schedule,
+        no_decay=config.no_decay,
+        clip_norm=1.0 if config.clip_norm else 0.0,
+        accumulation=config.accumulation,
+    )
+
+
+def learning_rate(schedule: str, hyper: Hyper, step) -> jax.Array:
+    """The rate of a step, counted from 0; optax's schedules take no traced lengths."""
+    if schedule == "inverse_sqrt":
+        # Evaluated during the warm-up too, at steps below 0.
+        offset = jnp.maximum(hyper.warmup, 1)
+        share = (offset / jnp.maximum(step - hyper.warmup + offset, offset)) ** 0.5
+    elif schedule == "constant":
+        share = jnp.ones(())
     else:
-        body = optax.constant_schedule(config.lr)
-    if not warmup:
-        return body
-    rise = lambda step: config.lr * (step + 1) / warmup
-    return optax.join_schedules([rise, body], [warmup])
+        left = jnp.clip((hyper.steps - step) / hyper.decay, 0.0, 1.0)
+        if schedule == "cosine":
+            left = 0.5 * (1.0 - jnp.cos(jnp.pi * left))
+        share = hyper.final_lr + (1.0 - hyper.final_lr) * left
+    rise = jnp.minimum((step + 1) / jnp.maximum(hyper.warmup, 1), 1.0)
+    return hyper.lr * jnp.where(step < hyper.warmup, rise, share)
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate of each step of a run, from 0 to `steps` - 1."""
+    hyper = hyper_of(config, steps)
+    return lambda step: learning_rate(config.schedule, hyper, step)
 
 
 def path_name(path) -> str:
@@ -51,29 +103,37 @@ def decay_mask(config: OptimConfig, params):
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, the update rule, decoupled decay and the schedule in one transformation."""
-    schedule = make_schedule(config, steps)
+    """The optimizer of a run with its numbers built in."""
+    return traced_optimizer(config, hyper_of(config, steps))
+
+
+def traced_optimizer(config: OptimConfig, hyper: Hyper) -> optax.GradientTransformation:
+    """Clipping, the update rule, decoupled decay and the schedule in one transformation.
+
+    Of `config` only what `program_config` keeps is read; the numbers are those of `hyper`.
+    """
+    schedule = lambda step: learning_rate(config.schedule, hyper, step)
     mask = lambda params: decay_mask(config, params)
-    decay = {"weight_decay": config.weight_decay, "mask": mask}
+    decay = {"weight_decay": hyper.weight_decay, "mask": mask}
     if config.name == "adamw":
-        rule = optax.adamw(schedule, config.b1, config.b2, config.epsilon, **decay)
+        rule = optax.adamw(schedule, hyper.b1, hyper.b2, hyper.epsilon, **decay)
     elif config.name == "lion":
-        rule = optax.lion(schedule, config.b1, config.b2, **decay)
+        rule = optax.lion(schedule, hyper.b1, hyper.b2, **decay)
     elif config.name == "adafactor":
         rule = optax.chain(
             optax.adafactor(schedule, weight_decay_rate=None, min_dim_size_to_factor=128),
-            _scheduled_decay(schedule, config.weight_decay, mask),
+            _scheduled_decay(schedule, hyper.weight_decay, mask),
         )
     else:
         rule = optax.chain(
-            _muon(config, schedule), _scheduled_decay(schedule, config.weight_decay, mask)
+            _muon(hyper, schedule), _scheduled_decay(schedule, hyper.weight_decay, mask)
         )
     if not config.clip_norm:
         return rule
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), rule)
 
 
-def _scheduled_decay(schedule, rate: float, mask):
+def _scheduled_decay(schedule, rate, mask):
     """Decoupled weight decay for a rule that has scaled its updates already."""
 
     def update(updates, state, params):
@@ -86,7 +146,7 @@ def _scheduled_decay(schedule, rate: float, mask):
     return optax.GradientTransformation(init, update)
 
 
-def _muon(config: OptimConfig, schedule):
+def _muon(hyper: Hyper, schedule):
     """Muon for the weights inside blocks, Adam for everything else, both without decay.
 
     Updates are scaled to the root mean square of AdamW's (0.2, arXiv 2502.16982), so one learning
@@ -104,13 +164,12 @@ def _muon(config: OptimConfig, schedule):
         split = len(axes) - 1 if name.endswith(("output", "down")) else 1
         return MuonDimensionNumbers(axes[:split], axes[split:])
 
-    vector = (config.vector_lr or config.lr) / config.lr
     rule = muon(
         schedule,
-        eps=config.epsilon,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_learning_rate=lambda step: vector * schedule(step),
+        eps=hyper.epsilon,
+        adam_b1=hyper.b1,
+        adam_b2=hyper.b2,
+        adam_learning_rate=lambda step: hyper.vector_lr * schedule(step),
         muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
             as_matrix, params
         ),

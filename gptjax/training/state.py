@@ -1,9 +1,11 @@
 """The state of a run on the mesh: one pytree that is stepped, saved and restored."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,17 +39,24 @@ def param_specs(config, mesh, rules: Rules = DEFAULT_RULES):
 
 def init_state(config, optimizer: optax.GradientTransformation, seed: int, mesh) -> TrainState:
     """A fresh state on the mesh. Values depend on the seed alone, not on the mesh."""
-    specs = param_specs(config, mesh)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    # The initialisers know nothing of meshes; the compiler splits their work by the outputs.
-    keys = lambda: jax.random.split(jax.random.key(seed))
-    params = jax.jit(lambda: init_params(config, keys()[0]), out_shardings=shardings)()
-    whole = NamedSharding(mesh, P())
-    first = lambda: (jnp.zeros((), jnp.int32), keys()[1])
-    step, rng = jax.jit(first, out_shardings=whole)()
+    params, step, rng = _init_program(config, mesh)(np.uint32(seed))
     with jax.set_mesh(mesh):
         opt_state = jax.jit(optimizer.init)(params)
     return TrainState(step, params, opt_state, rng)
+
+
+@functools.lru_cache(maxsize=32)
+def _init_program(config, mesh):
+    """One compiled program for all seeds of a shape."""
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config, mesh))
+    whole = NamedSharding(mesh, P())
+
+    # The initialisers know nothing of meshes; the compiler splits their work by the outputs.
+    def init(seed):
+        keys = jax.random.split(jax.random.key(seed))
+        return init_params(config, keys[0]), jnp.zeros((), jnp.int32), keys[1]
+
+    return jax.jit(init, out_shardings=(shardings, whole, whole))
 
 
 def abstract_like(state: TrainState):

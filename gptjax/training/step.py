@@ -1,5 +1,6 @@
 """One jitted function takes a state and a batch to the next state and its metrics."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from gptjax.models.decoder import Decoder
 from gptjax.ops.shards import explicit_mesh, reshard
 from gptjax.parallel import DEFAULT_RULES
-from gptjax.training.optimizer import make_optimizer, make_schedule
+from gptjax.training.optimizer import hyper_of, learning_rate, program_config, traced_optimizer
 from gptjax.training.state import TrainState
 
 
@@ -28,29 +29,31 @@ class StepMetrics(NamedTuple):
     squares: jax.Array
 
 
-def loss_sums(experiment, params, batch, dropout_key=None):
-    """The objective's sums on one batch."""
-    model = Decoder(experiment.model)
+def loss_sums(model, objective, params, batch, dropout_key=None):
+    """The objective's sums on one batch, for a model's config and its parameters."""
+    decoder = Decoder(model)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
 
     def apply(tokens_BT, **inputs):
-        return model.apply({"params": params}, tokens_BT, rngs=rngs, **inputs)
+        return decoder.apply({"params": params}, tokens_BT, rngs=rngs, **inputs)
 
-    return experiment.objective.sums(apply, batch)
+    return objective.sums(apply, batch)
 
 
-def gradients(experiment, params, batch, key):
-    """Gradient of the mean loss per predicted token, and the sums; accumulates if asked to."""
+def gradients(sums_of, pieces: int, params, batch, key):
+    """Gradient of the mean loss per predicted token, and the sums, over so many microbatches.
+
+    `sums_of(params, batch, key)` gives the sums of a batch.
+    """
     tokens = float(batch["targets"].size)
     if "weights" in batch:
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
 
     def loss(params, batch, key):
-        sums = loss_sums(experiment, params, batch, key)
+        sums = sums_of(params, batch, key)
         return sums.total / tokens, sums
 
     grad = jax.grad(loss, has_aux=True)
-    pieces = experiment.optim.accumulation
     if pieces == 1:
         return grad(params, batch, key)
 
@@ -82,44 +85,70 @@ def _split_rows(x, pieces: int):
 
 
 def make_train_step(experiment):
-    """`(state, batch) -> (state, metrics)`; the state is donated.
+    """`(state, batch) -> (state, metrics)` of one run; the state is donated."""
+    program = train_program(experiment)
+    hyper = hyper_of(experiment.optim, experiment.steps)
+    return lambda state, batch: program(state, batch, hyper)
 
-    A step whose loss or gradient is not finite changes nothing but the step counter, so that the
-    last good parameters survive it.
+
+def train_program(experiment):
+    """The jitted `(state, batch, hyper) -> (state, metrics)` that all runs of its shape share.
+
+    A run of another length, rate, decay or seed takes the same compiled program: its numbers are
+    in `hyper`. A step whose loss or gradient is not finite changes nothing but the step counter,
+    so that the last good parameters survive it.
     """
-    optimizer = make_optimizer(experiment.optim, experiment.steps)
-    schedule = make_schedule(experiment.optim, experiment.steps)
+    return jax.jit(train_step_of(experiment), donate_argnums=0)
 
-    def update(grads, params, opt_state):
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+
+def train_step_of(experiment):
+    """The function under `train_program`; one object for all experiments of a program."""
+    optim = program_config(experiment.optim)
+    return _train_step(experiment.model, experiment.objective, optim)
+
+
+@functools.lru_cache(maxsize=32)
+def _train_step(model, objective, optim):
+    def update(grads, params, opt_state, hyper):
+        updates, opt_state = traced_optimizer(optim, hyper).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, StepMetrics]:
-        key = None
-        if experiment.model.dropout:
-            key = jax.random.fold_in(state.rng, state.step)
-        grads, sums = gradients(experiment, state.params, batch, key)
+    def train_step(state: TrainState, batch, hyper) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(state.rng, state.step) if model.dropout else None
+        sums_of = functools.partial(loss_sums, model, objective)
+        grads, sums = gradients(sums_of, optim.accumulation, state.params, batch, key)
         squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
         loss = sums.nats / sums.tokens
         grad_norm = jnp.sqrt(squares.sum())
         finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
         # A branch, not a select per array: that would keep a copy of the whole old state.
         params, opt_state = jax.lax.cond(
-            finite, update, lambda grads, *old: old, grads, state.params, state.opt_state
+            finite,
+            update,
+            lambda grads, params, opt_state, hyper: (params, opt_state),
+            grads,
+            state.params,
+            state.opt_state,
+            hyper,
         )
         metrics = StepMetrics(
             loss=loss,
             accuracy=sums.correct / sums.tokens,
             grad_norm=grad_norm,
-            lr=jnp.asarray(schedule(state.step), jnp.float32),
+            lr=learning_rate(optim.schedule, hyper, state.step),
             finite=finite,
             squares=squares,
         )
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
 
 
 def make_eval_step(experiment):
-    """`(params, batch) -> LossSums`, without dropout."""
-    return jax.jit(lambda params, batch: loss_sums(experiment, params, batch))
+    """`(params, batch) -> LossSums`, without dropout; runs of one shape share it."""
+    return jax.jit(_eval_step(experiment.model, experiment.objective))
+
+
+@functools.lru_cache(maxsize=32)
+def _eval_step(model, objective):
+    return lambda params, batch: loss_sums(model, objective, params, batch)

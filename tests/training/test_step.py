@@ -15,9 +15,15 @@ from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, NextToken,
 from gptjax.models.decoder import init_params
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
-from gptjax.training.optimizer import OptimConfig, decay_mask, make_optimizer, make_schedule
+from gptjax.training.optimizer import (
+    OptimConfig,
+    decay_mask,
+    hyper_of,
+    make_optimizer,
+    make_schedule,
+)
 from gptjax.training.state import TrainState, init_state, param_specs
-from gptjax.training.step import make_eval_step, make_train_step
+from gptjax.training.step import make_eval_step, make_train_step, train_program
 from tests.conftest import changed
 
 ROWS, LENGTH, STEPS = 8, 13, 20
@@ -152,7 +158,8 @@ def updated(name: str, shape):
         for _ in range(2):
             params, opt_state = update(params, opt_state)
         (batch,) = batches(e.model, 1)
-        make_train_step(e).trace(state, to_mesh(batch, mesh))  # layouts fit the whole step
+        hyper = hyper_of(e.optim, e.steps)
+        train_program(e).trace(state, to_mesh(batch, mesh), hyper)  # layouts fit the whole step
     jax.tree.map(
         lambda p, q: p.sharding == q.sharding or pytest.fail("moved"), params, state.params
     )
@@ -242,6 +249,24 @@ def test_every_step_has_its_own_dropout():
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_runs_that_differ_in_numbers_alone_share_one_program():
+    one = experiment(TIED)
+    other = experiment(
+        TIED, lr=3e-2, b1=0.8, b2=0.9, weight_decay=0.3, clip_norm=0.5, warmup_steps=3, final_lr=0.2
+    )
+    other = dataclasses.replace(other, train=dataclasses.replace(other.train, steps=7, seed=5))
+    losses = []
+    for e in (one, other):
+        mesh, state = begin(e)
+        with jax.set_mesh(mesh):
+            step = make_train_step(e)
+            for batch in batches(TIED, 2):
+                state, metrics = step(state, to_mesh(batch, mesh))
+        losses.append(float(metrics.loss))
+    assert losses[0] != losses[1]
+    assert train_program(one)._cache_size() == train_program(other)._cache_size() == 1
+
+
 def test_a_step_that_is_not_finite_changes_nothing():
     e = experiment(TIED)
     mesh, state = begin(e)
@@ -289,6 +314,12 @@ def test_schedules_at_points_computed_by_hand():
     assert root[10] == pytest.approx(1.0) and root[40] == pytest.approx(0.5, abs=1e-6)
     assert rates(schedule="constant", warmup_fraction=0.0)[[0, 50, 100]].tolist() == [1, 1, 1]
     assert rates(schedule="cosine", warmup_fraction=0.0)[0] == 1.0
+
+
+def test_a_warm_up_in_steps_takes_the_place_of_the_fraction():
+    lr = rates(schedule="wsd", warmup_steps=20)
+    np.testing.assert_allclose(lr[:20], np.arange(1, 21) / 20, rtol=1e-5)
+    np.testing.assert_allclose(lr[20:81], 1.0)
 
 
 def test_a_run_of_one_step_has_a_rate():
