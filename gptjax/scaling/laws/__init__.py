@@ -1,0 +1,13 @@
+"""Scaling laws: fitted to a table of runs, with intervals, flags and the compute-optimal shape.
+
+    runs = Runs.read_csv("runs.csv", {"N": "params", "D": "tokens", "L": "loss"})
+    fit = fit_law(runs, "chinchilla")            Fit: parameters, residuals, aic, flags, predict,
+    fit.optimum(1e21)                            Optimum(parameters, tokens, loss, flops, flags)
+    bootstrap(fit).parameters["alpha"]           Interval(estimate, low, high, level)
+    bootstrap(fit).optimum(1e21)                 {"parameters": Interval, "tokens": ..., "loss"}
+    profile(fit, "alpha")                        Interval
+    isoflop(runs), envelope(runs)                approaches 2 and 1: minima, exponents a and b
+    holdout(runs, ["chinchilla"], k=4)           scored above C / k beside baselines
+
+`python -m gptjax.scaling.laws runs.csv --law=chinchilla` does the same from the shell.
+"""

@@ -1,0 +1,114 @@
+"""What a law is: named parameters, the columns it reads, and its value with its derivatives.
+
+A law works in `raw` coordinates: the logarithm of each parameter that must be positive, the
+parameter itself otherwise. Raw coordinates of a power law are badly conditioned (the coefficient
+is the value at N = 1, decades from the runs), so `centring` gives a linear map to coordinates
+whose coefficients are values at the middle of the runs; the solver works in those.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptjax.errors import BadInput, did_you_mean
+
+SAFE = 300.0  # logarithms beyond this are clipped before exp: a wild step gives a large number
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a law; `log` ones are positive and fitted as their logarithm."""
+
+    name: str
+    log: bool
+
+
+class Law:
+    """Base of all laws; a subclass sets the attributes and `evaluate`, `start`, `centring`.
+
+    `evaluate(raw [P], x)` returns the prediction [rows] and its derivatives [P, rows]: of log L
+    where `log_target`, else of the target itself. `x` is what `prepare` made of the columns.
+    """
+
+    name: str
+    reference: str  # arXiv id
+    formula: str
+    parameters: tuple[Parameter, ...]
+    variables: tuple[str, ...]  # the columns it reads
+    target: str = "loss"
+    log_target: bool = True
+    default_loss: str = "huber_log"
+    floor: str | None = None  # the name of the irreducible term
+    signed: tuple[str, ...] = ()  # variables that may be zero or negative
+
+    def prepare(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[variables, rows]: the logarithm of every variable; laws override what differs."""
+        return np.log(np.stack([columns[name] for name in self.variables]))
+
+    def evaluate(self, raw: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def start(self, x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """A plausible raw starting point for targets y [rows] (log L where `log_target`)."""
+        raise NotImplementedError
+
+    def centring(self, x: np.ndarray) -> np.ndarray:
+        """[P, P], raw = centring @ coordinates, up to a shift."""
+        return np.eye(len(self.parameters))
+
+    def derived(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Figures that follow from the parameters and deserve intervals of their own."""
+        return {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.parameters)
+
+    def index(self, name: str) -> int:
+        """The position of a parameter; BadInput when the law has none of that name."""
+        if name not in self.names:
+            near = did_you_mean(name, self.names)
+            raise BadInput(
+                f"law {self.name!r} has no parameter {name!r}, only {', '.join(self.names)}{near}"
+            )
+        return self.names.index(name)
+
+    def to_values(self, raw: np.ndarray) -> dict[str, float]:
+        """Raw coordinates as named parameters."""
+        return {
+            p.name: float(np.exp(np.clip(v, -SAFE, SAFE)) if p.log else v)
+            for p, v in zip(self.parameters, raw, strict=True)
+        }
+
+    def to_raw(self, values: Mapping[str, float]) -> np.ndarray:
+        """Named parameters (all of them) as raw coordinates; BadInput for a value out of range."""
+        unknown = [name for name in values if name not in self.names]
+        if unknown:
+            self.index(unknown[0])
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise BadInput(f"law {self.name!r}: no value for {', '.join(missing)}")
+        return np.array([self.raw_value(name, values[name]) for name in self.names])
+
+    def raw_value(self, name: str, value: float) -> float:
+        """One parameter's value as its raw coordinate."""
+        if not self.parameters[self.index(name)].log:
+            return float(value)
+        if not value > 0:
+            raise BadInput(f"law {self.name!r}: {name} is {value}; it must be positive")
+        return float(np.log(value))
+
+    def predict(self, raw: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """The target in its own unit, [rows]."""
+        y, _ = self.evaluate(raw, x)
+        return np.exp(np.clip(y, -SAFE, SAFE)) if self.log_target else y
+
+
+def log_sum(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log of the sum of exp over the first axis of [terms, rows], and each term's share of it."""
+    top = terms.max(axis=0)
+    share = np.exp(terms - top)
+    total = share.sum(axis=0)
+    share /= total
+    return top + np.log(total), share
