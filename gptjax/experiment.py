@@ -5,15 +5,18 @@ It validates itself, survives a JSON round trip, and knows what follows from it 
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gptjax.data.config import DataConfig
-from gptjax.errors import BadInput, check_types, did_you_mean
+from gptjax.errors import BadInput, check_types
 from gptjax.models.config import DecoderConfig
 from gptjax.objectives import NextToken
 from gptjax.parallel.mesh import MeshConfig
-from gptjax.training.config import OptimConfig
+from gptjax.training.config import OptimConfig, program_config
+
+NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*")  # the default workdir is a folder of this name
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,24 @@ class Experiment:
         """Steps between two evaluations or checkpoints."""
         return getattr(self.train, f"{what}_every") or max(self.steps // 10, 1)
 
+    @property
+    def program(self) -> tuple:
+        """What is compiled in: experiments of equal value share one compiled training step."""
+        data = self.data
+        shape = (data.batch_size, data.sequence_length, data.document_attention, data.positions)
+        return (self.model, self.objective, program_config(self.optim), shape, self.mesh)
+
     def validate(self) -> None:
         """One clear line for a run that cannot be; nothing is computed before."""
-        for part in (self.model, self.data, self.train, self.optim, self.objective, self.mesh):
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise BadInput(
+                f"the experiment's name is {self.name!r}; give letters, digits and . _ = + - /, a "
+                "letter or digit first"
+            )
+        for f in dataclasses.fields(self)[1:]:
+            part = getattr(self, f.name)
+            if not isinstance(part, f.type):
+                raise BadInput(f"the experiment's {f.name} is {part!r}, not a {f.type.__name__}")
             part.validate()
         if self.data.sequence_length > self.model.context_length:
             raise BadInput(
@@ -167,16 +185,3 @@ def field_names(cls: type, prefix: str = "") -> list[str]:
         else:
             names.append(prefix + f.name)
     return names
-
-
-def unknown_field(name: str) -> BadInput:
-    """The error for a dotted name that no field has."""
-    known = field_names(Experiment)
-    hint = did_you_mean(name, known)
-    if not hint:
-        last = name.rsplit(".", 1)[-1]
-        full = [k for k in known if k.rsplit(".", 1)[-1] == last]
-        hint = did_you_mean(last, [k.rsplit(".", 1)[-1] for k in known])
-        if full:
-            hint = f"; did you mean {' or '.join(repr(k) for k in full[:3])}?"
-    return BadInput(f"unknown field '{name}'{hint or '; --help lists them all'}")

@@ -52,3 +52,14 @@ class OptimConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise BadInput(f"optim.no_decay: {pattern!r} is no regex: {error}") from None
+
+
+def program_config(config: OptimConfig) -> OptimConfig:
+    """The part of the settings that is compiled in; the rest stands at one fixed value."""
+    return OptimConfig(
+        name=config.name,
+        schedule=config.schedule,
+        no_decay=config.no_decay,
+        clip_norm=1.0 if config.clip_norm else 0.0,
+        accumulation=config.accumulation,
+    )

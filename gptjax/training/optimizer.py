@@ -56,17 +56,6 @@ def hyper_of(config: OptimConfig, steps: int) -> Hyper:
     )
 
 
-def program_config(config: OptimConfig) -> OptimConfig:
-    """The part of the settings that is compiled in; the rest stands at one fixed value."""
-    return OptimConfig(
-        name=config.name,
-        schedule=config.schedule,
-        no_decay=config.no_decay,
-        clip_norm=1.0 if config.clip_norm else 0.0,
-        accumulation=config.accumulation,
-    )
-
-
 def learning_rate(schedule: str, hyper: Hyper, step) -> jax.Array:
     """The rate of a step, counted from 0; optax's schedules take no traced lengths."""
     if schedule == "inverse_sqrt":

@@ -10,7 +10,8 @@ import optax
 from gptjax.models.decoder import Decoder
 from gptjax.ops.shards import explicit_mesh, reshard
 from gptjax.parallel import DEFAULT_RULES
-from gptjax.training.optimizer import hyper_of, learning_rate, program_config, traced_optimizer
+from gptjax.training.config import program_config
+from gptjax.training.optimizer import hyper_of, learning_rate, traced_optimizer
 from gptjax.training.state import TrainState
 
 
