@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.scaling.table import Runs
 
 SUMMED_KEYS = 1 << 20  # beyond these an integral takes the sum's place, to 1e-7 of the loss
 
@@ -65,6 +66,20 @@ def loss(
         here = samples == count
         missed[here] += _unseen(memory[here], count, alpha, keys)
     return floor + gap * missed
+
+
+def runs(
+    memory, samples, alpha: float, keys: float = math.inf, floor: float = 0.0, gap: float = 1.0
+) -> Runs:
+    """The loss at every pair of `memory` [m] and `samples` [d] as a table of m d runs.
+
+    Keys in memory stand for parameters and samples for tokens; FLOPs are 6 N D of those.
+    """
+    memory, samples = np.meshgrid(np.ravel(memory), np.ravel(samples), indexing="ij")
+    memory, samples = memory.ravel(), samples.ravel()
+    names = [f"memory_{m:g}_samples_{d:g}" for m, d in zip(memory, samples, strict=True)]
+    values = loss(memory, samples, alpha, keys, floor, gap)
+    return Runs.of(values, parameters=memory, tokens=samples, names=names)
 
 
 def _check_alpha(alpha: float) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
-from gptjax.scaling.memoriser import asymptotes, loss
+from gptjax.scaling.memoriser import asymptotes, loss, runs
 
 
 def zipf(alpha, keys):
@@ -57,6 +57,16 @@ def test_endless_keys_are_the_limit_of_many():
     for keys in (1e12, 1e15):
         near = loss(memory, samples, 1.0, keys)
         assert near == pytest.approx(loss(memory, samples, 1.0), abs=2 / keys)
+
+
+def test_a_table_of_every_pair():
+    table = runs([10, 100], [1e3, 1e4, 1e5], 0.5, floor=1.5, gap=2.0)
+    assert len(table) == 6
+    assert list(table.parameters) == [10, 10, 10, 100, 100, 100]
+    assert list(table.tokens) == [1e3, 1e4, 1e5] * 2
+    assert table.names[1] == "memory_10_samples_10000"
+    assert table.loss[4] == loss(100, 1e4, 0.5, floor=1.5, gap=2.0)
+    assert np.all(table.flops == 6 * table.parameters * table.tokens)
 
 
 @pytest.mark.parametrize(
