@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput, did_you_mean
+from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput, nearest
 
 USAGE = """usage: python experiments/run.py --exp=NAME [--part.field=value ...] [options]
 
@@ -75,42 +75,71 @@ def parse(arguments: list[str]) -> Command:
 
 
 def override(experiment, arguments: tuple[str, ...], show_help: bool = False):
-    """The experiment with dotted fields replaced, checked; BadInput in one line."""
+    """The experiment with dotted fields replaced, typed as they are; BadInput in one line."""
     import tyro
 
-    from gptjax.experiment import field_names, unknown_field
-
-    known, given = set(field_names(type(experiment))), set()
-    for argument in arguments:
-        if argument.startswith("--"):
-            name = argument[2:].partition("=")[0].replace("-", "_")
-            if name not in known:
-                if "." not in name:
-                    near = did_you_mean(name, [*FLAGS, *VALUES])
-                    if near:
-                        raise BadInput(f"unknown option '--{name}'{near}")
-                raise unknown_field(name)
-            if name in given:
-                raise BadInput(f"--{name} is given twice")
-            given.add(name)
+    _check_names(experiment, arguments)
+    # The name is the registered one, so it is no option.
+    fields = dataclasses.fields(experiment)[1:]
+    cls = dataclasses.make_dataclass("Fields", [(f.name, f.type) for f in fields], frozen=True)
+    cls.__doc__ = type(experiment).__doc__
     args = [*arguments, "--help"] if show_help else list(arguments)
     complaint = io.StringIO()
     with contextlib.ExitStack() as stack:
         if not show_help:
             stack.enter_context(contextlib.redirect_stderr(complaint))
         try:
-            return tyro.cli(
-                type(experiment),
-                default=experiment,
+            chosen = tyro.cli(
+                cls,
+                default=cls(*(getattr(experiment, f.name) for f in fields)),
                 args=args,
                 prog=f"run.py --exp={experiment.name}",
                 use_underscores=True,
                 config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
             )
+            return dataclasses.replace(experiment, **vars(chosen))
         except SystemExit as stop:
             if stop.code == 0:
                 raise
     raise BadInput(_one_line(complaint.getvalue()))
+
+
+def _check_names(experiment, arguments: tuple[str, ...]) -> None:
+    """Refuse the first option that is no field of the experiment, or is given twice."""
+    from gptjax.experiment import field_names
+    from gptjax.suggest import unknown_field
+
+    known, given = set(field_names(type(experiment))), set()
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        typed = argument[2:].partition("=")[0]
+        name = typed.replace("-", "_")
+        if name == "name":
+            raise BadInput(
+                "--name is no option: an experiment is called as it is registered; --workdir=DIR "
+                "says where its run lives"
+            )
+        if name not in known:
+            raise _unknown_option(typed, known) or unknown_field(name)
+        if name in given:
+            raise BadInput(f"--{name} is given twice")
+        given.add(name)
+
+
+def _unknown_option(typed: str, known: set[str]) -> BadInput | None:
+    """The error for a name that resembles an option of ours more than a field."""
+    if not typed:
+        return BadInput("'--' is followed by no name; a field is set by --part.field=value")
+    positive = typed.removeprefix("no-").removeprefix("no_")
+    if positive != typed and positive.replace("_", "-") in FLAGS:
+        return BadInput(f"unknown option '--{typed}'; leave --{positive} out, it is off by itself")
+    field = positive.replace("-", "_")
+    if positive != typed and field in known:
+        return BadInput(f"unknown option '--{typed}'; give --{field}=...")
+    # A field may have an option's letters (eps, exp): only what is very like one is taken for it.
+    near = nearest(typed.replace("_", "-"), [*FLAGS, *VALUES], 1, 0.7) if "." not in typed else []
+    return BadInput(f"unknown option '--{typed}'; did you mean --{near[0]}?") if near else None
 
 
 def _one_line(box: str) -> str:
@@ -126,6 +155,9 @@ def _one_line(box: str) -> str:
             break
         else:
             lines.append(text)
+    stray = re.fullmatch(r"Unrecognized options?: (.*)", " ".join(lines))
+    if stray:
+        return f"'{stray[1]}' is no option and no value; a field is set by --part.field=value"
     return " ".join(lines) or "the arguments cannot be read; --help lists the fields"
 
 
@@ -165,15 +197,26 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def _meant(argument: str) -> str:
+    """A hint for who leaves out the dashes."""
+    name = argument.lstrip("-").removeprefix("exp=")
+    return "" if argument.startswith("--") else f"; did you mean --exp={name}?"
+
+
 def run(command: Command) -> None:
     """Do what the command says; BadInput for whatever the user can mend."""
     if command.list:
+        if command.overrides:
+            raise BadInput(f"--list takes nothing else, and '{command.overrides[0]}' is given")
         return show_list()
     if not command.exp:
         if command.help:
             print(USAGE, end="")
             return None
-        raise BadInput("--exp=NAME is missing; --list shows the names, --help the options")
+        raise BadInput(
+            "--exp=NAME is missing; --list shows the names, --help the options"
+            + "".join(_meant(argument) for argument in command.overrides[:1])
+        )
     from gptjax import registry
     from gptjax.parallel.hosts import start_hosts
 
@@ -181,7 +224,6 @@ def run(command: Command) -> None:
     if command.help:
         print(USAGE)
     experiment = override(experiment, command.overrides, command.help)
-    experiment = dataclasses.replace(experiment, name=registry.resolve(command.exp))
     experiment.validate()
     start_hosts()
     use_compilation_cache()

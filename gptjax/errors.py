@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import unicodedata
 from collections.abc import Iterable
 from typing import get_args
 
@@ -15,20 +16,35 @@ class BadInput(ValueError):
     """Something the user gave cannot be used; the message is one line and names the way out."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class DamagedData(BadInput):
     """A file this project wrote no longer holds what was written."""
 
 
-def nearest(word: str, options: Iterable[str], count: int = 3) -> list[str]:
+def printable(text: str) -> str:
+    """The text as a terminal may be given it.
+
+    Newlines, tabs, spaces of all widths and joiners of emoji stay; whatever else shows no sign
+    (controls, halves of surrogate pairs, marks that turn the direction) is written out: \\x1b.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _shows(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shows(c: str) -> bool:
+    return c.isprintable() or c in "\n\t\u200c\u200d" or unicodedata.category(c) == "Zs"
+
+
+def nearest(word: str, options: Iterable[str], count: int = 3, likeness: float = 0.6) -> list[str]:
     """The options most like `word`, best first; empty when none is close."""
     options = list(dict.fromkeys(options))
     lowered = {}
     for option in options:
         lowered.setdefault(option.lower(), option)
-    found = difflib.get_close_matches(word.lower(), list(lowered), n=count, cutoff=0.6)
+    found = difflib.get_close_matches(word.lower(), list(lowered), n=count, cutoff=likeness)
     return [lowered[name] for name in found]
 
 
@@ -53,6 +69,8 @@ def check_types(part: str, config) -> None:
         elif kind == tuple[str, ...]:
             if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
                 raise BadInput(f"{name} is {value!r}, not a list of strings")
+            for text in value:
+                _check_text(name, text)
         elif options:
             if value not in options:
                 near = did_you_mean(str(value), options)
@@ -64,5 +82,17 @@ def check_types(part: str, config) -> None:
             largest = (2**60 if field.name in LARGE else 2**31) - 1
             if kind is int and abs(value) > largest:
                 raise BadInput(f"{name} is {value}; the largest is {largest}")
+            if kind is str:
+                _check_text(name, value)
             if kind is float and not math.isfinite(value):
                 raise BadInput(f"{name} is {value}; give a finite number")
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{name} is {text!r}: character {error.start} is half of a surrogate pair (a byte that "
+            "is not UTF-8, where a shell gave it); give UTF-8 text"
+        ) from None

@@ -47,6 +47,8 @@ def _part(text: str) -> tuple[int, str]:
 
 def resolve(name: str) -> str:
     """The registered name that `name` is, or is an unambiguous suffix of."""
+    if not isinstance(name, str):
+        raise BadInput(f"an experiment is asked for by its name, a string, not by {name!r}")
     known = names()
     if name in known:
         return name
@@ -64,7 +66,12 @@ def resolve(name: str) -> str:
 def get(name: str) -> Experiment:
     """The experiment of that name (an unambiguous suffix will do); BadInput when there is none."""
     name = resolve(name)
-    experiment = dataclasses.replace(_functions[name](), name=name)
+    function = _functions[name]
+    experiment = function()
+    if not isinstance(experiment, Experiment):
+        where = f"{function.__module__}.{function.__qualname__}"
+        raise BadInput(f"{where} returned {experiment!r}, not an Experiment")
+    experiment = dataclasses.replace(experiment, name=name)
     experiment.validate()
     return experiment
 

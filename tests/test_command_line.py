@@ -65,9 +65,20 @@ def refused(capsys, tmp_path, monkeypatch, cache_dir):
         ("--exp=quickstart --exp=quickstart", "--exp is given twice"),
         ("--exp=quickstart --model.d_modle=3", "did you mean 'model.d_model'"),
         ("--exp=quickstart --lr=3", "did you mean 'optim.lr'"),
-        ("--exp=quickstart --dryrun", "did you mean 'dry-run'"),
+        ("--exp=quickstart --model.widht=3", "did you mean 'model.d_model'"),
+        ("--exp=quickstart --model=3", "'model' is a part"),
+        ("--exp=quickstart --name=mine", "registered; --workdir"),
+        ("--exp=quickstart --dryrun", "did you mean --dry-run"),
+        ("--exp=quickstart --eps=3", "did you mean 'optim.epsilon'"),
+        ("--exp=quickstart --no-list", "leave --list out"),
+        ("--exp=quickstart --no-model.tied-embeddings", "give --model.tied_embeddings="),
+        ("--exp=quickstart -- --dry-run", "followed by no name"),
+        ("quickstart", "did you mean --exp=quickstart"),
+        ("-exp=quickstart", "did you mean --exp=quickstart"),
+        ("--list quickstart", "'quickstart' is given"),
+        ("--exp=quickstart --train.sample_prompt=a\udcff", "sample_prompt.*surrogate"),
         ("--exp=quickstart --dry-run=1", "--dry-run takes no value"),
-        ("--exp=quickstart stray", "stray"),
+        ("--exp=quickstart stray", "'stray' is no option and no value"),
         ("--exp=quickstart --model.d_model=abc", "--model.d_model.*'abc'"),
         ("--exp=quickstart --model.d_model=1.5", "--model.d_model.*'1.5'"),
         ("--exp=quickstart --model.d_model", "--model.d_model"),
@@ -162,7 +173,7 @@ def test_help(capsys):
     out = capsys.readouterr().out
     for field in ("--model.d-model", "--optim.lr", "--mesh.fsdp", "--data.files"):
         assert field in out or field.replace("-", "_").replace("__", "--") in out
-    assert "--workdir" in out
+    assert "--workdir" in out and "--name" not in out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
 from gptjax.errors import BadInput
-from gptjax.experiment import differences, field_names, unknown_field
+from gptjax.experiment import differences, field_names
 from gptjax.models.config import AttentionConfig
 from gptjax.run_folder import load_experiment
 from tests.conftest import changed
@@ -134,10 +134,32 @@ def test_impossible_experiments_are_refused(parts, words):
         changed(E, **parts).validate()
 
 
-def test_field_names_and_their_neighbours():
+def test_field_names():
     names = field_names(Experiment)
     assert {"model.d_model", "model.attention.kernel", "mesh.fsdp", "name"} <= set(names)
-    assert "model.d_model" in str(unknown_field("model.d_modle"))
-    assert "'optim.lr'" in str(unknown_field("lr"))
-    assert "--help" in str(unknown_field("qqqqqqqqqqqqq"))
     assert len(dataclasses.fields(Experiment)) == 7
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("model", None, "the experiment's model is None, not a DecoderConfig"),
+        ("optim", {"lr": 1.0}, "optim is {'lr': 1.0}, not a OptimConfig"),
+        ("name", "", "name is ''"),
+        ("name", "../up", "name is"),
+        ("name", "/root", "name is"),
+        ("name", 5, "name is 5"),
+    ],
+)
+def test_parts_of_another_type_are_refused(part, value, words):
+    with pytest.raises(BadInput, match=words):
+        dataclasses.replace(E, **{part: value}).validate()
+    dataclasses.replace(E, name="depth/lr=1e-3_b").validate()
+
+
+def test_a_prompt_that_is_no_text_is_refused():
+    with pytest.raises(BadInput, match=r"train.sample_prompt is 'a\\udcff': character 1 is half"):
+        changed(E, train={"sample_prompt": "a\udcff"}).validate()
+    with pytest.raises(BadInput, match=r"data\.files.*half of a surrogate pair"):
+        changed(E, data={"files": ("x", "\udcff.txt")}).validate()
+    changed(E, train={"sample_prompt": "a\x1b\0 é"}).validate()

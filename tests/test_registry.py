@@ -83,6 +83,9 @@ def test_names_suffixes_and_neighbours():
         registry.resolve("zzzz")
     with pytest.raises(BadInput, match="no experiment is named"):
         registry.resolve("")
+    for name in (5, None, ["quickstart"]):
+        with pytest.raises(BadInput, match="by its name, a string"):
+            registry.get(name)
 
 
 def test_a_name_is_registered_once(monkeypatch):
@@ -102,6 +105,8 @@ def test_a_name_is_registered_once(monkeypatch):
 
     assert registry.register(mine) is mine and registry.register(mine) is mine
     assert registry.describe("mine") == "What it is."
+    with pytest.raises(BadInput, match=r"mine returned None, not an Experiment"):
+        registry.get("mine")
 
 
 def test_names_and_configs_need_nothing_heavy():

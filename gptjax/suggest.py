@@ -1,0 +1,91 @@
+"""The field that a user may have meant, where the name they gave is none.
+
+A name is compared by its last part alone, with the last parts of all fields and with other words
+for them that are in use: `--model.widht` is near `width`, which is `model.d_model`.
+"""
+
+import difflib
+
+from gptjax.errors import BadInput
+from gptjax.experiment import Experiment, field_names
+
+ENOUGH = 0.75  # likeness of two words from which one may be a slip of the other
+SAME_PART = 0.1  # on top of it where the part before the dot is right
+MARGIN = 0.12  # what is less like the name than this below the best is noise
+
+# Words of papers and of other programs, by the field of ours that they stand for.
+SYNONYMS = {
+    "model.d_model": "width dim hidden hidden_size embed_dim embedding_size n_embd emb_dim",
+    "model.num_layers": "layers depth n_layer n_layers num_blocks num_hidden_layers",
+    "model.num_heads": "heads n_head n_heads num_attention_heads attention_heads",
+    "model.num_kv_heads": "kv_heads n_kv_head num_key_value_heads query_groups",
+    "model.d_ff": "ff ffn mlp_size mlp_dim hidden_dim intermediate_size n_inner ff_size",
+    "model.context_length": "context context_size block_size n_ctx max_seq_len max_length seq_len",
+    "model.vocab_size": "vocab vocabulary n_vocab",
+    "model.positions": "position pos_embedding position_embedding",
+    "model.rotary_base": "rope_theta rope_base",
+    "model.tied_embeddings": "tie tied tie_embeddings tie_word_embeddings weight_tying",
+    "model.biases": "bias use_bias",
+    "model.compute_dtype": "dtype precision",
+    "model.remat": "checkpointing gradient_checkpointing rematerialisation",
+    "data.sequence_length": "context context_size block_size seq_len seq_length max_seq_len length",
+    "data.batch_size": "batch batchsize bs global_batch_size train_batch_size",
+    "data.corpus": "dataset data_set",
+    "data.files": "file path paths input",
+    "train.steps": "iterations iters max_iters max_steps num_steps total_steps updates",
+    "train.eval_every": "eval_interval eval_steps",
+    "train.checkpoint_every": "save_every save_interval save_steps",
+    "train.sample_prompt": "prompt",
+    "train.sample_temperature": "temperature",
+    "train.sample_top_k": "top_k",
+    "train.sample_top_p": "top_p",
+    "optim.name": "optimizer optimiser",
+    "optim.lr": "learning_rate rate max_lr peak_lr",
+    "optim.final_lr": "min_lr end_lr",
+    "optim.schedule": "lr_schedule scheduler decay_schedule",
+    "optim.warmup_fraction": "warmup warmup_ratio",
+    "optim.b1": "beta1",
+    "optim.b2": "beta2",
+    "optim.epsilon": "eps adam_eps",
+    "optim.weight_decay": "wd decay",
+    "optim.clip_norm": "clip grad_clip max_grad_norm gradient_clip",
+    "optim.accumulation": "accumulate grad_accum gradient_accumulation microbatches",
+    "mesh.data": "dp data_parallel",
+    "mesh.tensor": "tp tensor_parallel model_parallel",
+}
+
+
+def nearest_fields(name: str, count: int = 3) -> list[str]:
+    """The dotted fields most like `name`, best first; empty when none is close."""
+    part, _, last = name.lower().rpartition(".")
+    likeness: dict[str, float] = {}
+    for field in field_names(Experiment):
+        words = [field.rpartition(".")[2], *SYNONYMS.get(field, "").split()]
+        best = max(difflib.SequenceMatcher(None, last, word).ratio() for word in words)
+        if best >= ENOUGH:
+            likeness[field] = best + SAME_PART * (field.rpartition(".")[0] == part)
+    best = max(likeness.values(), default=0.0)
+    near = [field for field, how in likeness.items() if best - how < MARGIN]
+    return sorted(near, key=lambda field: -likeness[field])[:count]
+
+
+def unknown_field(name: str) -> BadInput:
+    """The error for a dotted name that no field has."""
+    known = field_names(Experiment)
+    part = name.rstrip(".")
+    inside = [field for field in known if part and field.startswith(f"{part}.")]
+    if inside:
+        return BadInput(
+            f"'{name}' is a part with fields of its own; give one of them, such as "
+            f"--{inside[0]}=..., --help lists them all"
+        )
+    near = nearest_fields(name)
+    if near:
+        meant = f"did you mean {' or '.join(repr(field) for field in near)}?"
+        return BadInput(f"unknown field '{name}'; {meant}")
+    part = name.rpartition(".")[0]
+    inside = [field for field in known if part and field.startswith(f"{part}.")]
+    if inside:
+        lasts = ", ".join(field.removeprefix(f"{part}.") for field in inside)
+        return BadInput(f"unknown field '{name}'; '{part}' has {lasts}")
+    return BadInput(f"unknown field '{name}'; --help lists them all")

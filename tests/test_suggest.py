@@ -1,0 +1,38 @@
+"""The field that is named to who misnames one."""
+
+import pytest
+
+from gptjax.experiment import Experiment, field_names
+from gptjax.suggest import SYNONYMS, nearest_fields, unknown_field
+
+LENGTHS = ["data.sequence_length", "model.context_length"]
+
+
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        ("model.widht width model.d_modle modle.d_model hidden_sise", ["model.d_model"]),
+        ("model.depht depth num_layer", ["model.num_layers"]),
+        ("layers model.layres", ["model.layers", "model.num_layers"]),
+        ("heads model.haeds n_head", ["model.num_heads"]),
+        ("context seq_len model.block_size contxt", LENGTHS),
+        ("learning_rate optim.learnign_rate lr optm.lr", ["optim.lr"]),
+        ("batch data.bacth batchsize", ["data.batch_size"]),
+        ("steps model.steps train.setps iterations", ["train.steps"]),
+        ("seed train.sed", ["data.seed", "train.seed"]),
+        ("qqqq opt", []),
+    ],
+)
+def test_the_nearest_fields_of_a_name(names, fields):
+    for name in names.split():
+        assert sorted(nearest_fields(name)) == fields, name
+
+
+def test_the_table_names_fields_that_exist():
+    assert set(SYNONYMS) <= set(field_names(Experiment))
+
+
+def test_what_is_said():
+    assert "'qqqq'; --help" in str(unknown_field("qqqq"))
+    assert "'model' is a part" in str(unknown_field("model"))
+    assert "'mesh' has data, fsdp, tensor" in str(unknown_field("mesh.qqqq"))
