@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gptjax import data, registry
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, printable
 from gptjax.evaluation.generate import generate
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.experiment import Experiment
@@ -52,7 +52,7 @@ def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork
     Returns a `Result`; raises BadInput for anything the caller can mend, `loop.Preempted` when a
     signal stopped the run after saving it.
     """
-    if isinstance(experiment, str):
+    if not isinstance(experiment, Experiment):
         experiment = registry.get(experiment)
     experiment.validate()
     check_mesh(experiment.mesh, jax.device_count(), experiment.mesh_refusal)
@@ -184,7 +184,7 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
 
 def _report(figures: dict, workdir: Path, seconds: float) -> None:
     if figures["sample"]:
-        print(f"--- sample\n{figures['sample']}\n---")
+        print(f"--- sample\n{printable(figures['sample'])}\n---")
     print(
         f"validation {figures['validation_loss']:.4f} nats/token = "
         f"{figures['bits_per_byte']:.4f} bits/byte (unigram baseline "
