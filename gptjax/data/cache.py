@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptjax.errors import BadInput, DamagedData
+from gptjax.files import sync
 
 RECORD = "record.json"
 FULL_CHECK_BYTES = 1 << 30  # beyond this only sizes are checked at a start (sha256: 1 to 2 GB/s)
@@ -89,7 +90,7 @@ def prepared(
             record = build(temporary)
             _seal(temporary, record)
             os.replace(temporary, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -101,21 +102,13 @@ def _seal(folder: Path, record: dict) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = (path.stat().st_size, file_sha256(path))
-        _sync(path)
+        sync(path)
     with open(folder / RECORD, "w") as file:
         json.dump({"record": record, "files": files}, file)
         file.flush()
         os.fsync(file.fileno())
     for path in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.errors import DamagedData
-from gptjax.training.workdir import read_json, sync_folder, write_json
+from gptjax.files import sync
+from gptjax.training.workdir import read_json, write_json
 
 MANIFEST = "files.json"
 _CHUNK = 1 << 20
@@ -73,7 +74,7 @@ def write_manifest(folder: Path, without: Collection[str] = ()) -> None:
         for name, path in _files(folder).items()
         if name not in listed and name not in without
     }
-    sync_folder(folder)
+    sync(folder)
     if added or not listed:
         write_json(folder / MANIFEST, seal({"files": listed | added}))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.errors import BadInput, DamagedData
+from gptjax.files import sync
 
 _STORAGE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -62,15 +63,6 @@ def storage_errors(what: str) -> Iterator[None]:
         raise BadInput(f"cannot {what}: {reason}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file by one rename, after its bytes are on the disk."""
     path = Path(path)
@@ -82,7 +74,7 @@ def write_whole(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()

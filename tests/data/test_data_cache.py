@@ -95,7 +95,7 @@ def build(folder):
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 if moment == "seal":
-    cache._sync = die
+    cache.sync = die
 if moment == "rename":
     cache.os.replace = die
 cache.prepared(Path(sys.argv[1]), build, print)
