@@ -1,14 +1,14 @@
 """One jitted function takes a state and a batch to the next state and its metrics."""
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gptjax.models.decoder import Decoder
-from gptjax.ops.shards import explicit_mesh, reshard
+from gptjax.ops.shards import explicit_mesh, reshard, spec_of
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.training.config import program_config
 from gptjax.training.optimizer import hyper_of, learning_rate, traced_optimizer
@@ -102,14 +102,18 @@ def train_program(experiment):
     return jax.jit(train_step_of(experiment), donate_argnums=0)
 
 
-def train_step_of(experiment):
-    """The function under `train_program`; one object for all experiments of a program."""
+def train_step_of(experiment, guard: Literal["branch", "select"] = "branch"):
+    """The function under `train_program`; one object for all experiments of a program.
+
+    `guard` says how a step that is not finite is refused: by a branch, or by a select per array,
+    which is what a branch becomes under `vmap`.
+    """
     optim = program_config(experiment.optim)
-    return _train_step(experiment.model, experiment.objective, optim)
+    return _train_step(experiment.model, experiment.objective, optim, guard)
 
 
 @functools.lru_cache(maxsize=32)
-def _train_step(model, objective, optim):
+def _train_step(model, objective, optim, guard):
     def update(grads, params, opt_state, hyper):
         updates, opt_state = traced_optimizer(optim, hyper).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
@@ -122,16 +126,14 @@ def _train_step(model, objective, optim):
         loss = sums.nats / sums.tokens
         grad_norm = jnp.sqrt(squares.sum())
         finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
-        # A branch, not a select per array: that would keep a copy of the whole old state.
-        params, opt_state = jax.lax.cond(
-            finite,
-            update,
-            lambda grads, params, opt_state, hyper: (params, opt_state),
-            grads,
-            state.params,
-            state.opt_state,
-            hyper,
-        )
+        old = state.params, state.opt_state
+        if guard == "select":
+            new = update(grads, *old, hyper)
+            params, opt_state = jax.tree.map(functools.partial(_select, finite), new, old)
+        else:
+            # A select per array would keep a copy of the whole old state.
+            keep = lambda grads, params, opt_state, hyper: (params, opt_state)
+            params, opt_state = jax.lax.cond(finite, update, keep, grads, *old, hyper)
         metrics = StepMetrics(
             loss=loss,
             accuracy=sums.correct / sums.tokens,
@@ -143,6 +145,11 @@ def _train_step(model, objective, optim):
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     return train_step
+
+
+def _select(flag, new, old):
+    """`new` where the scalar flag holds; under `vmap` the flag is laid out as the arrays are."""
+    return jnp.where(reshard(jnp.broadcast_to(flag, old.shape), spec_of(old)), new, old)
 
 
 def make_eval_step(experiment):
