@@ -103,6 +103,13 @@ class Experiment:
                 f"data.sequence_length = {self.data.sequence_length} is longer than "
                 f"model.context_length = {self.model.context_length}; raise the second"
             )
+        zeros = self.model.init == "fan_in_zero" and self.model.parametrization == "mup"
+        if zeros and self.optim.name == "adafactor":
+            raise BadInput(
+                "optim.name = 'adafactor' moves a weight by a share of its size, which leaves "
+                "weights that start at zero outside muP; give --model.init=fan_in or "
+                "--optim.name=adamw"
+            )
         if self.data.batch_size % self.optim.accumulation:
             raise BadInput(
                 f"data.batch_size = {self.data.batch_size} is not divisible by "
@@ -113,8 +120,13 @@ class Experiment:
                 f"model.vocab_size = {self.model.vocab_size} is too small for bytes and their "
                 "separator: give 257 or more"
             )
-
-        trained = self.data.tokenizer != "bytes" and not self.data.tokenizer_file
+        symbols = self.data.facts.vocab_size
+        if self.data.tokenizer == "symbols" and self.model.vocab_size < symbols:
+            raise BadInput(
+                f"model.vocab_size = {self.model.vocab_size} is smaller than the {symbols} symbols "
+                f"of data.facts; give --model.vocab_size={symbols}"
+            )
+        trained = self.data.tokenizer in ("bpe", "unigram") and not self.data.tokenizer_file
         if trained and self.data.vocab_size > self.model.vocab_size:
             raise BadInput(
                 f"data.vocab_size = {self.data.vocab_size} is larger than model.vocab_size = "

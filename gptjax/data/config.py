@@ -2,13 +2,14 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from gptjax.data.zipf import ZipfFacts
 from gptjax.errors import BadInput, check_types, did_you_mean
 
-CORPORA = ("pycode", "shakespeare", "files")
+CORPORA = ("pycode", "shakespeare", "files", "zipf_facts")
 MIN_SENTENCEPIECE_VOCAB = 320  # 256 bytes, the separator, the escapes and some letters
 TFDS_NAME = re.compile(r"tfds:[a-z0-9_]+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -22,10 +23,11 @@ class DataConfig:
     `positions="document"` it carries `positions`.
     """
 
-    corpus: str = "pycode"  # pycode | shakespeare | files | tfds:NAME
+    corpus: str = "pycode"  # pycode | shakespeare | files | zipf_facts | tfds:NAME
     files: tuple[str, ...] = ()  # globs of .txt, .jsonl, .gz, .zst (also .jsonl.zst)
     text_key: str = "text"  # field of a JSON line or feature of a TFDS example
-    tokenizer: Literal["bytes", "bpe", "unigram"] = "bytes"
+    facts: ZipfFacts = field(default_factory=ZipfFacts)  # of the corpus zipf_facts
+    tokenizer: Literal["bytes", "bpe", "unigram", "symbols"] = "bytes"  # symbols: of zipf_facts
     vocab_size: int = 8192  # of a sentencepiece model trained here; bytes has 257
     tokenizer_file: str = ""  # an existing sentencepiece model instead of a trained one
     batch_size: int = 16  # sequences in a global batch
@@ -44,12 +46,13 @@ class DataConfig:
         """Raise `BadInput` for the first field that cannot be used; reads no file."""
         check_types("data", self)
         self._validate_corpus()
-        if self.tokenizer == "bytes" and self.tokenizer_file:
+        self._validate_facts()
+        if self.tokenizer in ("bytes", "symbols") and self.tokenizer_file:
             raise BadInput(
-                "data.tokenizer_file is given but data.tokenizer is 'bytes'; "
+                f"data.tokenizer_file is given but data.tokenizer is {self.tokenizer!r}; "
                 "set data.tokenizer to 'bpe' or 'unigram', or leave the file out"
             )
-        if self.tokenizer != "bytes" and not self.tokenizer_file:
+        if self.tokenizer in ("bpe", "unigram") and not self.tokenizer_file:
             _check_at_least("vocab_size", self.vocab_size, MIN_SENTENCEPIECE_VOCAB)
         for name in ("batch_size", "sequence_length"):
             _check_at_least(name, getattr(self, name), 1)
@@ -85,6 +88,37 @@ class DataConfig:
             )
         if not self.text_key:
             raise BadInput("data.text_key is empty; name the field with the text, often 'text'")
+
+    def _validate_facts(self) -> None:
+        """What the exact entropy of zipf_facts rests on: whole facts, each seen by itself."""
+        if (self.corpus == "zipf_facts") != (self.tokenizer == "symbols"):
+            raise BadInput(
+                f"data.tokenizer={self.tokenizer!r} does not go with data.corpus={self.corpus!r}; "
+                "the corpus zipf_facts and the tokenizer symbols belong together"
+            )
+        if self.corpus != "zipf_facts":
+            if self.facts != ZipfFacts():
+                raise BadInput(
+                    f"data.facts is given but data.corpus is {self.corpus!r}; "
+                    "set data.corpus to 'zipf_facts'"
+                )
+            return
+        self.facts.validate()
+        if self.sequence_length % self.facts.length:
+            whole = max(round(self.sequence_length / self.facts.length), 1) * self.facts.length
+            raise BadInput(
+                f"data.sequence_length={self.sequence_length} cuts facts of {self.facts.length} "
+                f"tokens; the nearest that does not is {whole}"
+            )
+        if (self.document_attention, self.positions) != ("within", "document"):
+            raise BadInput(
+                "facts are predicted each by itself: set data.document_attention to 'within' and "
+                "data.positions to 'document'"
+            )
+        if self.long_documents != "split":
+            raise BadInput(
+                f"data.long_documents={self.long_documents!r} would drop facts; set it to 'split'"
+            )
 
 
 def cache_root(config: DataConfig) -> Path:

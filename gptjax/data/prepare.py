@@ -12,6 +12,7 @@ from gptjax.data.corpora import DocumentStore, make_corpus
 from gptjax.data.splits import Split, split_documents
 from gptjax.data.tokenizers import (
     ByteTokenizer,
+    SymbolTokenizer,
     Tokenizer,
     load_tokenizer,
     read_sentencepiece,
@@ -164,10 +165,12 @@ class _Parts:
         return self._split
 
     def tokenizer(self, chosen: dict) -> Tokenizer:
-        """The bytes, or a sentencepiece model trained on a sample of the training split."""
+        """Bytes, symbols, or a sentencepiece model trained on a sample of the training split."""
         config = self.config
         if config.tokenizer == "bytes":
             return ByteTokenizer()
+        if config.tokenizer == "symbols":
+            return SymbolTokenizer(config.facts.symbols)
         settings = [config.tokenizer, config.vocab_size, TOKENIZER_SAMPLE_BYTES]
         key = key_of([TOKENIZER_FORMAT, chosen, settings])
         folder = cache_root(config) / "tokenizers" / f"{config.tokenizer}-{key}"

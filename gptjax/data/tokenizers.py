@@ -1,4 +1,4 @@
-"""Text to ids and back, exactly: bytes, and sentencepiece BPE or unigram.
+"""Text to ids and back, exactly: bytes, sentencepiece BPE or unigram, and plain symbols.
 
 Sentencepiece treats some characters in its own way: it cuts training text at newlines, writes
 spaces as U+2581 and reads U+2581 as a space, drops training sentences with tabs or U+2585, and
@@ -24,6 +24,9 @@ RECORD = "tokenizer.json"
 MODEL = "tokenizer.model"
 SENTENCE_BYTES = 4000  # training text is handed over in pieces of about this size
 TRAINER_THREADS = 2  # fixed, since the unigram trainer sums in an order that depends on it
+
+FIRST_SYMBOL = 0x100  # the character that id 0 of a `SymbolTokenizer` stands for
+MOST_SYMBOLS = 50_000  # that end below the surrogates
 
 IMAGES = {
     "\n": "\ue00a",
@@ -84,6 +87,53 @@ class ByteTokenizer:
         """The text; separators stand for nothing, bytes that are not UTF-8 for U+FFFD."""
         ids = np.asarray(ids, np.int64).reshape(-1)
         return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_tokenizer` needs."""
+        _save_record(self, folder)
+
+
+class SymbolTokenizer:
+    """Ids of a made-up language: id i is the character U+0100 + i, the last id is a newline.
+
+    The newline is the separator, also between documents that stand in one text.
+    """
+
+    kind = "symbols"
+
+    def __init__(self, symbols: int):
+        if not 1 <= symbols <= MOST_SYMBOLS:
+            raise BadInput(f"there are {symbols} symbols; give 1 to {MOST_SYMBOLS}")
+        self.vocab_size = symbols + 1
+        self.separator_id = symbols
+        self.sha256 = hashlib.sha256(f"symbols {symbols}".encode()).hexdigest()
+        characters = (chr(FIRST_SYMBOL + i) for i in range(symbols))
+        sizes = [len(character.encode("utf-8")) for character in characters]
+        self.token_bytes = np.array([*sizes, 0], np.int32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [characters]; raises `BadInput` for a character that is no symbol."""
+        try:
+            points = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64)
+        except UnicodeEncodeError:
+            points = np.zeros(1, np.int64)
+        ids, between = points - FIRST_SYMBOL, points == ord("\n")
+        if not (between | ((ids >= 0) & (ids < self.separator_id))).all():
+            raise BadInput(
+                f"the text has characters that are none of the {self.separator_id} symbols from "
+                f"U+{FIRST_SYMBOL:04X} on"
+            )
+        return np.where(between, self.separator_id, ids).astype(np.int32)
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One array for each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The symbols, with a newline for each separator."""
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        points = np.where(ids == self.separator_id, ord("\n"), ids + FIRST_SYMBOL)
+        return points.astype("<u4").tobytes().decode("utf-32-le")
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
@@ -234,17 +284,22 @@ def load_tokenizer(folder: str | Path, sha256: str = "") -> Tokenizer:
     try:
         record = json.loads((folder / RECORD).read_text())
         kind, recorded = record["kind"], record["sha256"]
-        model = b"" if kind == "bytes" else (folder / MODEL).read_bytes()
+        made = None
+        if kind == "bytes":
+            made = ByteTokenizer()
+        elif kind == "symbols":
+            made = SymbolTokenizer(record["vocab_size"] - 1)
+        model = b"" if made else (folder / MODEL).read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder} holds no whole tokenizer ({error}); copy it again") from error
-    found = ByteTokenizer.sha256 if kind == "bytes" else hashlib.sha256(model).hexdigest()
+    found = made.sha256 if made else hashlib.sha256(model).hexdigest()
     if found != recorded or (sha256 and found != sha256):
         expected = sha256 if sha256 and found != sha256 else recorded
         raise BadInput(
             f"{folder / MODEL} is a sentencepiece model of another run: its sha256 is "
             f"{found[:12]}, the recorded one is {expected[:12]}; put the run's own file back"
         )
-    return ByteTokenizer() if kind == "bytes" else SentencePieceTokenizer(model, kind)
+    return made or SentencePieceTokenizer(model, kind)
 
 
 def read_sentencepiece(path: str, kind: str) -> SentencePieceTokenizer:

@@ -14,7 +14,7 @@ BASE = DataConfig()
 REFUSED = {
     "corpus": ("pycod", "did you mean 'pycode'"),
     "text_key": ("", "text_key is empty"),
-    "tokenizer": ("bep", "not one of bytes, bpe, unigram; did you mean 'bpe'"),
+    "tokenizer": ("bep", "not one of bytes, bpe, unigram, symbols; did you mean 'bpe'"),
     "tokenizer_file": ("m.model", "data.tokenizer is 'bytes'"),
     "files": (("*.txt",), "set data.corpus to 'files'"),
     "batch_size": (0, "batch_size=0 is too small; the least is 1"),

@@ -7,6 +7,7 @@ from gptjax.data.corpora.files import Files
 from gptjax.data.corpora.pycode import PyCode
 from gptjax.data.corpora.shakespeare import Shakespeare
 from gptjax.data.corpora.tfds_sets import TfdsSet
+from gptjax.data.corpora.zipf_facts import ZipfCorpus
 
 __all__ = ["Corpus", "DocumentStore", "make_corpus"]
 
@@ -19,4 +20,6 @@ def make_corpus(config: DataConfig, report: Report) -> Corpus:
         return Files(config, report)
     if config.corpus == "shakespeare":
         return Shakespeare(config, report)
+    if config.corpus == "zipf_facts":
+        return ZipfCorpus(config, report)
     return PyCode(config, report)
