@@ -11,3 +11,10 @@
 
 `python -m gptjax.scaling.laws runs.csv --law=chinchilla` does the same from the shell.
 """
+
+from gptjax.scaling.laws.fit import Fit, fit_law
+from gptjax.scaling.laws.law import Law, Parameter
+from gptjax.scaling.laws.optimum import Cost, Optimum
+from gptjax.scaling.laws.registry import LAWS, get_law
+
+__all__ = ["LAWS", "Cost", "Fit", "Law", "Optimum", "Parameter", "fit_law", "get_law"]

@@ -1,6 +1,7 @@
 """Laws that are a floor plus powers of parameters, tokens or compute.
 
 power_floor     L = E + A x^-alpha                            one variable
+power_sum       L = E + sum_v A_v v^-alpha_v                  any columns, arXiv 2502.06857
 kaplan_n/d/c    L = (N_c / N)^alpha                           arXiv 2001.08361, no floor
 kaplan_nd       L = [(N_c / N)^(alpha/beta) + D_c / D]^beta   arXiv 2001.08361, no floor
 chinchilla      L = E + A N^-alpha + B D^-beta                arXiv 2203.15556, approach 3
@@ -65,7 +66,7 @@ class PowerTerms(Law):
         if self.name.startswith("kaplan") and len(self.terms) == 1:
             (coefficient, exponent), symbol = self.terms[0], SYMBOLS[self.variables[0]]
             return {f"{symbol}_c": _scale(values[coefficient], values[exponent])}
-        if self.variables == ("parameters", "tokens"):
+        if self.name == "chinchilla":
             return _allocation(values)
         return {}
 
@@ -187,6 +188,18 @@ def power_floor(variable: str = "flops") -> PowerTerms:
         floor=True,
         formula="L = E + A x^-alpha",
         reference="2010.14701",
+    )
+
+
+def power_sum(*variables: str) -> PowerTerms:
+    """L = E + a term for each of several columns, as width, depth and tokens (2502.06857)."""
+    return PowerTerms(
+        f"power_sum:{','.join(variables)}",
+        tuple(variables),
+        tuple((f"A_{v}", f"alpha_{v}") for v in variables),
+        floor=True,
+        formula="L = E + " + " + ".join(f"A_{v} {v}^-alpha_{v}" for v in variables),
+        reference="2502.06857",
     )
 
 

@@ -1,0 +1,286 @@
+"""`fit_law`: one law on one table, from many starts, with the known traps flagged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from gptjax.errors import BadInput
+from gptjax.scaling.laws.inference import covariance, information, scale_of
+from gptjax.scaling.laws.law import Law
+from gptjax.scaling.laws.objective import Objective, check_loss
+from gptjax.scaling.laws.optimum import (
+    DECADES,
+    Cost,
+    Optimum,
+    best_shape,
+    check_shape_law,
+    reach_flags,
+)
+from gptjax.scaling.laws.registry import get_law
+from gptjax.scaling.laws.solve import AGREE, Solution, coordinates_of, descend, hold
+from gptjax.scaling.table import FIELDS, LETTERS, Runs
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law; `predict` and `optimum` use it, `bootstrap` and `profile` put intervals on it.
+
+    `residuals` are observed minus predicted, of log L (or of the target itself, under a loss
+    without `_log`). `objective` is the sum over runs. `spread` is how far the starts that
+    reached the best objective differ in each parameter.
+    """
+
+    law: Law
+    runs: Runs
+    loss: str
+    delta: float
+    weights: np.ndarray
+    fixed: dict[str, float]
+    raw: np.ndarray
+    parameters: dict[str, float]
+    derived: dict[str, float]  # what follows from them: a and b, N_c, ...
+    standard_errors: dict[str, float]  # of log parameters relative, from the curvature
+    objective: float
+    converged: bool
+    starts: int
+    starts_agreeing: int
+    spread: dict[str, float]
+    residuals: np.ndarray
+    r2: float
+    aic: float
+    bic: float
+    cost: Cost
+    flags: tuple[str, ...] = ()
+    without_outliers: "Fit | None" = field(default=None, repr=False)
+
+    def predict(self, runs: Runs | None = None, **columns) -> np.ndarray:
+        """The law's target for a table, or for columns by name (letters N, D, C too), [rows].
+
+        `fit.predict(N=1e9, D=[1e10, 1e11])`; without arguments, for the fitted runs. The one of
+        N, D, C that is missing follows from the cost of the fitted runs.
+        """
+        return self.law.predict(self.raw, self.inputs(runs, **columns))
+
+    def inputs(self, runs: Runs | None = None, **columns) -> np.ndarray:
+        """What `predict` gives the law, [variables, rows]; BadInput for what is missing."""
+        if columns:
+            return self.law.prepare(self._complete(columns))
+        return self.law.prepare(law_columns(self.runs if runs is None else runs, self.law))
+
+    def _complete(self, columns: Mapping) -> dict[str, np.ndarray]:
+        given = {LETTERS.get(k, k): np.asarray(v, dtype=float) for k, v in columns.items()}
+        shape = np.broadcast_shapes(*(v.shape for v in given.values()))
+        given = {k: np.broadcast_to(v, shape).ravel() for k, v in given.items()}
+        N, D, C = (given.get(name) for name in FIELDS[:3])
+        factor, power = self.cost.factor, self.cost.power
+        if C is None and N is not None and D is not None:
+            given["flops"] = factor * N**power * D
+        elif D is None and N is not None and C is not None:
+            given["tokens"] = C / (factor * N**power)
+        elif N is None and D is not None and C is not None:
+            given["parameters"] = (C / (factor * D)) ** (1 / power)
+        for name in self.law.variables:
+            if name not in given:
+                raise BadInput(f"law {self.law.name!r} predicts from {', '.join(self.law.variables)};"
+                               f" give {name}=...")  # fmt: skip
+        return given
+
+    def optimum(self, flops: float, decades: float = DECADES, **others: float) -> Optimum:
+        """The compute-optimal N and D at a budget, with its loss.
+
+        `others` are further columns that the law reads (unique_tokens=...). BadInput when the
+        law has no interior optimum there. Flagged when it lies over `decades` beyond the runs.
+        """
+        check_shape_law(self.law, others)
+        if not (np.isfinite(flops) and flops > 0):
+            raise BadInput(f"flops is {flops}; give a positive number")
+        N, D, loss = best_shape(self.law, self.raw, flops, self.cost, self.size_range, others)
+        if not np.isfinite(N):
+            raise BadInput(f"the fitted {self.law.name} has no compute-optimal size at {flops:.3g} "
+                           "FLOPs: loss falls all the way to one end")  # fmt: skip
+        flags = reach_flags(self.runs, decades, flops=flops, parameters=N, tokens=D)
+        return Optimum(float(flops), N, D, loss, flags)
+
+    @property
+    def size_range(self) -> tuple[float, float]:
+        """log N of the smallest and the largest run."""
+        sizes = np.log(self.runs.parameters)
+        return float(sizes.min()), float(sizes.max())
+
+    def problem(self, weights: np.ndarray | None = None) -> Objective:
+        """The objective that was minimised, with other weights if given."""
+        objective = build_objective(self.runs, self.law, self.loss, self.delta, self.fixed)
+        return replace(objective, weights=self.weights if weights is None else weights)
+
+
+def fit_law(
+    runs: Runs,
+    law: str | Law,
+    *,
+    loss: str | None = None,
+    delta: float = 1e-3,
+    starts: int = 16,
+    seed: int = 0,
+    weights=None,
+    fixed: Mapping[str, float] | None = None,
+    diagnose: bool = True,
+) -> Fit:
+    """Fit a law to runs by minimising a sum of Huber (or squared) residuals of log loss.
+
+    `loss`: huber_log (default, with `delta`), squared_log, huber, squared. `weights`: one
+    positive number per run. `fixed`: parameters held at values. `diagnose` adds the flags that
+    cost refits (floor, outliers). BadInput for rows without the figures that the law reads, for
+    too few runs, and for runs that do not differ in a variable.
+    """
+    law = get_law(law)
+    loss = check_loss(law.default_loss if loss is None else loss, law)
+    if not (np.isfinite(delta) and delta > 0):
+        raise BadInput(f"delta is {delta}; give a positive number, as 1e-3")
+    if starts < 1:
+        raise BadInput(f"starts is {starts}; give at least 1, better 16")
+    fixed = dict(fixed or {})
+    objective = build_objective(runs, law, loss, delta, fixed)
+    if weights is not None:
+        objective = replace(objective, weights=check_weights(weights, len(runs)))
+    solutions = search(objective, starts, seed)
+    fit = describe(runs, objective, solutions, fixed)
+    if diagnose:
+        from gptjax.scaling.laws.flags import diagnosed
+
+        fit = diagnosed(fit)
+    return fit
+
+
+def search(objective: Objective, starts: int, seed: int) -> list[Solution]:
+    """Solutions from `starts` starts, the best first."""
+    random = np.random.default_rng(seed)
+    solutions = []
+    for _ in range(starts):
+        raw = objective.law.start(objective.x, log_target(objective), random)
+        solutions.append(descend(objective, coordinates_of(objective, raw)))
+    return sorted(solutions, key=lambda s: s.value)
+
+
+def log_target(objective: Objective) -> np.ndarray:
+    """The targets as `Law.start` wants them."""
+    return objective.y
+
+
+def describe(
+    runs: Runs, objective: Objective, solutions: list[Solution], fixed: dict[str, float]
+) -> Fit:
+    """A `Fit` from the solutions of its starts, best first."""
+    law, best = objective.law, solutions[0]
+    tolerance = AGREE * abs(best.value) + 1e-14 * objective.delta
+    agreeing = [s for s in solutions if s.value <= best.value + tolerance]
+    values = [law.to_values(s.raw) for s in agreeing]
+    free = [name for name in law.names if name not in fixed]
+    spread = {name: float(np.ptp([v[name] for v in values])) for name in free}
+    residual, _ = objective.residuals(best.raw)
+    target = np.exp(objective.y) if law.log_target else objective.y
+    missed = target - law.predict(best.raw, objective.x)
+    scale = scale_of(objective, best.raw)
+    errors = np.sqrt(np.maximum(np.diag(covariance(objective, best.raw, scale)), 0))
+    aic, bic = information(objective, best.raw)
+    parameters = law.to_values(best.raw)
+    fit = Fit(
+        law=law,
+        runs=runs,
+        loss=objective.loss,
+        delta=objective.delta,
+        weights=objective.weights,
+        fixed=fixed,
+        raw=best.raw,
+        parameters=parameters,
+        derived=law.derived(parameters),
+        standard_errors={n: float(errors[law.index(n)]) for n in free},
+        objective=best.value,
+        converged=best.converged,
+        starts=len(solutions),
+        starts_agreeing=len(agreeing),
+        spread=spread,
+        residuals=-residual,
+        r2=float(1 - np.sum(missed**2) / max(np.sum((target - target.mean()) ** 2), 1e-300)),
+        aic=aic,
+        bic=bic,
+        cost=Cost.of(runs),
+    )
+    from gptjax.scaling.laws.flags import free_flags
+
+    return replace(fit, flags=free_flags(fit))
+
+
+def build_objective(
+    runs: Runs, law: Law, loss: str, delta: float, fixed: Mapping[str, float]
+) -> Objective:
+    """The checked objective of a law on a table, unweighted."""
+    held = {law.index(name): law.raw_value(name, value) for name, value in fixed.items()}
+    columns = law_columns(runs, law)
+    target = target_of(runs, law)
+    check_rows(runs, law, columns, len(law.parameters) - len(held))
+    x = law.prepare(columns)
+    objective = Objective(
+        law=law,
+        x=x,
+        y=np.log(target) if law.log_target else target,
+        weights=np.ones(len(runs)),
+        loss=loss,
+        delta=delta,
+        centring=law.centring(x),
+        base=np.zeros(len(law.parameters)),
+        basis=np.eye(len(law.parameters)),
+    )
+    return hold(objective, held)
+
+
+def law_columns(runs: Runs, law: Law) -> dict[str, np.ndarray]:
+    """The columns that a law reads; BadInput for one that is missing, not finite or not positive."""
+    columns = {}
+    for name in law.variables:
+        values = runs.column(name)
+        if values.dtype.kind not in "fiu":
+            raise BadInput(f"the column {name!r}, which law {law.name!r} reads, is text")
+        _check_values(runs, law, name, values, name not in law.signed)
+        columns[name] = values
+    return columns
+
+
+def target_of(runs: Runs, law: Law) -> np.ndarray:
+    """The column that a law predicts, checked like those it reads."""
+    values = runs.column(law.target)
+    _check_values(runs, law, law.target, values, law.log_target)
+    return values
+
+
+def _check_values(runs: Runs, law: Law, name: str, values: np.ndarray, positive: bool) -> None:
+    if np.isnan(values).all():
+        raise BadInput(f"law {law.name!r} needs {name}, and no run has it")
+    bad = ~np.isfinite(values) | ((values <= 0) if positive else False)
+    if bad.any():
+        first = [f"{runs.names[i]} ({values[i]:g})" for i in np.flatnonzero(bad)[:3]]
+        more = f" and {bad.sum() - 3} more" if bad.sum() > 3 else ""
+        raise BadInput(f"{name} is not a {'positive ' if positive else ''}finite number in "
+                       f"{', '.join(first)}{more}; leave such runs out with runs.select")  # fmt: skip
+
+
+def check_rows(runs: Runs, law: Law, columns: Mapping[str, np.ndarray], free: int) -> None:
+    """BadInput when there are too few different runs for the free parameters of a law."""
+    table = np.stack([*columns.values()], axis=1)
+    different = len(np.unique(table, axis=0))
+    if len(runs) < free + 1 or different < free:
+        said = f"{len(runs)} runs" if different == len(runs) else f"{different} different runs"
+        raise BadInput(f"law {law.name!r} has {free} free parameters and needs at least "
+                       f"{free + 1} runs; there are {said}")  # fmt: skip
+    for name, values in columns.items():
+        if free and len(np.unique(values)) < 2:
+            raise BadInput(f"law {law.name!r} needs runs that differ in {name}; all have "
+                           f"{values[0]:g}")  # fmt: skip
+
+
+def check_weights(weights, rows: int) -> np.ndarray:
+    """The weights as an array, or BadInput."""
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (rows,) or not np.isfinite(weights).all() or not (weights > 0).all():
+        raise BadInput(f"weights: give one positive number for each of the {rows} runs")
+    return weights
