@@ -1,6 +1,17 @@
-"""What a decoder is made of, in the field's words. Everything derivable is a property."""
+"""What a decoder is made of, in the field's words. Everything derivable is a property.
 
-from dataclasses import dataclass, field
+With `parametrization="mup"` (arXiv 2203.03466, table 8, its form with constant-variance heads) the
+best learning rate of a narrow model is that of a wide one. Relative to the model of `base_width`,
+at which nothing changes: hidden matrices start from a variance that falls as 1 / width and take
+the rates of `training.optimizer.width_multipliers`; embeddings, positions, biases, norms and the
+head keep theirs; logits are multiplied by base_width / width; attention scores by
+sqrt(base head size) / head size. A tied matrix fits both of its roles. All sizes of a layer are
+meant to grow together, by more heads or by larger ones; the number of key/value heads grows too
+or is 1. Depth is not covered: its one rule is the residual branches' 1 / sqrt(2 N).
+"""
+
+import math
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gptjax.errors import BadInput, check_types
@@ -10,7 +21,13 @@ Activation = Literal["gelu_tanh", "gelu_erf", "relu", "swiglu", "geglu"]
 
 
 # Far beyond any model, near enough to answer at once.
-LIMITS = {"num_layers": 4096, "d_model": 2**20, "num_heads": 2**16, "vocab_size": 2**24}
+LIMITS = {
+    "num_layers": 4096,
+    "d_model": 2**20,
+    "base_width": 2**20,
+    "num_heads": 2**16,
+    "vocab_size": 2**24,
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +36,7 @@ class AttentionConfig:
 
     pattern: Causal = field(default_factory=Causal)
     kernel: Literal["auto", "dense", "blocked", "cudnn"] = "auto"
+    base_head_dim: int = 0  # muP: the head size at the base width; 0: the same as here
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,10 @@ class DecoderConfig:
     biases: Literal["all", "mlp", "norm", "none"] = "all"  # "mlp": of norms too (GPT-J)
     tied_embeddings: bool = True
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
-    init: Literal["gpt2", "fan_in"] = "gpt2"  # N(0, 0.02), or N(0, 1 / fan_in)
+    # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2)
+    init: Literal["gpt2", "fan_in", "fan_in_zero"] = "gpt2"
+    parametrization: Literal["standard", "mup"] = "standard"
+    base_width: int = 64  # of muP: the width at which it equals the standard parametrization
     layers: Literal["unrolled", "scan"] = "unrolled"
     remat: Literal["none", "products", "block"] = "none"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -89,15 +110,72 @@ class DecoderConfig:
         """How many of a head's dimensions turn: even."""
         return int(self.head_size * self.rotary_fraction) // 2 * 2
 
+    @property
+    def width_ratio(self) -> float:
+        """Under muP the width in base widths, otherwise 1."""
+        return self.d_model / self.base_width if self.parametrization == "mup" else 1.0
+
+    @property
+    def head_ratio(self) -> float:
+        """Under muP the head size in base head sizes, otherwise 1."""
+        base = self.attention.base_head_dim if self.parametrization == "mup" else 0
+        return self.head_size / base if base else 1.0
+
+    @property
+    def score_scale(self) -> float:
+        """What queries times keys are multiplied by: 1 / sqrt(K), under muP sqrt(base K) / K."""
+        return 1.0 / math.sqrt(self.head_size) / math.sqrt(self.head_ratio)
+
+    def at_width(self, width: int, grow: Literal["heads", "head_dim"] = "heads") -> "DecoderConfig":
+        """The same decoder at another width: all its sizes in proportion, muP's base unchanged.
+
+        grow: whether the number of heads changes or their size. BadInput where a size would not
+        be whole.
+        """
+
+        def scaled(name: str, size: int, width: int = width) -> int:
+            if size * width % self.d_model:
+                step = self.d_model // math.gcd(self.d_model, size)
+                raise BadInput(
+                    f"at width {width} model.{name} would be {size * width / self.d_model:g}; "
+                    f"nearest width: {max(round(width / step), 1) * step}"
+                )
+            return size * width // self.d_model
+
+        sizes = {"d_model": width, "d_ff": scaled("d_ff", self.d_ff)}
+        attention = self.attention
+        if grow == "heads":
+            sizes["num_heads"] = scaled("num_heads", self.num_heads)
+            if self.num_kv_heads > 1:
+                sizes["num_kv_heads"] = scaled("num_kv_heads", self.num_kv_heads)
+            return replace(self, **sizes)
+        if self.head_dim:
+            sizes["head_dim"] = scaled("head_dim", self.head_dim)
+        if self.parametrization == "mup" and not attention.base_head_dim:
+            base = scaled("head_size", self.head_size, self.base_width)
+            attention = replace(attention, base_head_dim=base)
+        return replace(self, **sizes, attention=attention)
+
     def validate(self) -> None:
         """One clear line for a decoder that cannot be."""
         check_types("model", self)
-        for name in ("vocab_size", "context_length", "num_layers", "d_model", "num_heads"):
+        sizes = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads", "base_width")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 1 or more")
         for name in ("num_kv_heads", "head_dim", "d_ff"):
             if getattr(self, name) < 0:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 0 (derived) or more")
+        if self.attention.base_head_dim < 0:
+            raise BadInput(
+                f"model.attention.base_head_dim is {self.attention.base_head_dim}; give 0 (the "
+                "head size of this model) or more"
+            )
+        if self.init == "fan_in_zero" and self.tied_embeddings:
+            raise BadInput(
+                "model.init = 'fan_in_zero' starts the head at zero, which tied embeddings cannot; "
+                "give --model.init=fan_in or --model.no-tied-embeddings"
+            )
         for name, most in LIMITS.items():
             if getattr(self, name) > most:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give at most {most}")

@@ -5,6 +5,7 @@ Logits are not made here: the objective multiplies hidden states with the head c
 the cache is an argument and a result, so `apply` stays pure.
 """
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
-from gptjax.models.layers import Block, Cache, Dropout, Norm, init_std, normal, weight
+from gptjax.models.layers import Block, Cache, Dropout, Norm, normal, weight
 from gptjax.ops.linear import PRODUCT
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
@@ -57,8 +58,7 @@ class Decoder(nn.Module):
         positions = start + jnp.arange(T) if positions_BT is None else positions_BT
         if c.positions == "learned":
             shape = (c.context_length, c.d_model)
-            std = init_std(c, c.d_model) if c.init == "gpt2" else 0.02
-            table_SD = weight(self, "positions", normal(std), shape, (None, "embed"))
+            table_SD = weight(self, "positions", normal(0.02), shape, (None, "embed"))
             here = spec if positions.ndim == 2 else None
             p_TD = table_SD.at[positions].get(out_sharding=here, mode="clip")
             x_BTD = x_BTD + (p_TD if p_TD.ndim == 3 else p_TD[None])
@@ -69,9 +69,10 @@ class Decoder(nn.Module):
             x_BTD = Norm(c, self.rules, name="final_norm")(x_BTD)
         head_VD = table_VD
         if not c.tied_embeddings:
-            std = init_std(c, c.d_model)
+            std = head_std(c)
             head_VD = weight(self, "head", normal(std), (c.vocab_size, c.d_model), vocab_axes)
-        return Output(x_BTD, head_VD, cache)
+        # muP's output multiplier, on the side of which every head has the same.
+        return Output(x_BTD / c.width_ratio, head_VD, cache)
 
     def blocks(self, x_BTD, positions, segments_BT, cache):
         """All layers, unrolled or as one scanned layer, each recomputed as `remat` says."""
@@ -101,6 +102,14 @@ class Decoder(nn.Module):
             x_BTD, one = block(c, self.rules, name=f"layer_{i}")(x_BTD, one, positions, segments_BT)
             layers.append(None if one is None else one.layers)
         return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
+
+
+def head_std(config: DecoderConfig) -> float:
+    """Standard deviation of an untied head's weights: under muP the same at every width."""
+    if config.init == "fan_in_zero":
+        return 0.0
+    width = config.base_width if config.parametrization == "mup" else config.d_model
+    return 0.02 if config.init == "gpt2" else 1.0 / math.sqrt(width)
 
 
 def logits(output: Output, rules: Rules = DEFAULT_RULES):

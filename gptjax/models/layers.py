@@ -58,9 +58,11 @@ def init_std(config: DecoderConfig, fan_in: int, residual: bool = False) -> floa
 
     "gpt2" is 0.02, and for the products that write into the residual stream 0.02 / sqrt(2 N), so
     that the stream's variance does not grow with depth; "fan_in" is 1 / sqrt(fan_in) with the
-    same factor.
+    same factor. Under muP 0.02 belongs to the base width.
     """
-    std = 0.02 if config.init == "gpt2" else 1.0 / math.sqrt(fan_in)
+    std = 1.0 / math.sqrt(fan_in)
+    if config.init == "gpt2":
+        std = 0.02 / math.sqrt(config.width_ratio)
     return std / math.sqrt(2 * config.num_layers) if residual else std
 
 
@@ -119,12 +121,18 @@ class Attention(nn.Module):
                 kernel=c.attention.kernel,
                 segments_BT=segments_BT,
                 slopes_H=slopes_H,
+                scale=c.score_scale,
             )
         else:
             k_BSGK = _write(cache.layers[0], k_BTGK, cache.length)
             v_BSGK = _write(cache.layers[1], v_BTGK, cache.length)
             out_BTHK = decode_attention(
-                q_BTHK, k_BSGK, v_BSGK, index=cache.length, slopes_H=slopes_H
+                q_BTHK,
+                k_BSGK,
+                v_BSGK,
+                index=cache.length,
+                slopes_H=slopes_H,
+                scale=c.score_scale,
             )
             cache = Cache((k_BSGK, v_BSGK), cache.length)
         std = init_std(c, H * K, residual=True)
@@ -140,6 +148,8 @@ class Attention(nn.Module):
         c = self.config
         shape = (x_BTD.shape[-1], count, c.head_size)
         std = init_std(c, x_BTD.shape[-1])
+        if name == "query" and c.init == "fan_in_zero":
+            std = 0.0
         w_DHK = weight(self, name, normal(std), shape, ("embed", axis, "head_dim"))
         out = (*x_BTD.shape[:2], *shape[1:])
         spec = activation_spec(("batch", "seq", axis, "head_dim"), out, self.rules)

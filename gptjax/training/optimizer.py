@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gptjax.models.config import DecoderConfig
 from gptjax.training.config import OptimConfig
 
 
@@ -91,35 +92,94 @@ def decay_mask(config: OptimConfig, params):
     )
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def is_block_matrix(name: str) -> bool:
+    """Whether a parameter of this path is a weight inside a block: as wide on both sides."""
+    return name.startswith("layer") and not re.search("bias|scale", name)
+
+
+def width_multipliers(config: OptimConfig, model: DecoderConfig, params):
+    """Under muP, what each parameter's rate is multiplied by; 1 at the base width and elsewhere.
+
+    Tables, vectors and the head keep their rate (the head's logits are scaled instead), and so
+    does what Adam trains beside Muon. A weight inside a block must move its output by as much at
+    every width, when r is the width in base widths:
+
+    - AdamW and Lion move every entry by the rate, and all entries of a row pull in one direction:
+      1 / r (arXiv 2203.03466, table 8).
+    - Adafactor moves it by a share of its root mean square, which falls as 1 / sqrt(r) itself:
+      1 / sqrt(r) (arXiv 2407.05872).
+    - Muon's update has the root mean square of AdamW's but full rank, so a spectral norm of
+      sqrt(max(in, out)), where sqrt(out / in) is wanted (arXiv 2310.17813): 1 / sqrt(r). Of one
+      key/value head for all (`out` a head's size) it is less by sqrt(out's growth / r).
+
+    Weight decay takes no part: it shrinks by lr * weight_decay at every width, so that its time
+    scale in steps transfers as well. Adam's epsilon is the same everywhere and must stay below
+    the gradients, which fall as 1 / width.
+    """
+    r = model.width_ratio
+    power = {"adamw": 1.0, "lion": 1.0, "adafactor": 0.5, "muon": 0.5}[config.name]
+
+    def multiplier(path, _):
+        name = path_name(path)
+        if not is_block_matrix(name):
+            return 1.0
+        shared = model.num_kv_heads == 1 and re.search("(key|value)$", name)
+        if config.name == "muon" and shared:
+            return math.sqrt(model.head_ratio) / r
+        return r**-power
+
+    return jax.tree_util.tree_map_with_path(multiplier, params)
+
+
+def make_optimizer(
+    config: OptimConfig, steps: int, model: DecoderConfig | None = None
+) -> optax.GradientTransformation:
     """The optimizer of a run with its numbers built in."""
-    return traced_optimizer(config, hyper_of(config, steps))
+    return traced_optimizer(config, hyper_of(config, steps), model)
 
 
-def traced_optimizer(config: OptimConfig, hyper: Hyper) -> optax.GradientTransformation:
+def traced_optimizer(
+    config: OptimConfig, hyper: Hyper, model: DecoderConfig | None = None
+) -> optax.GradientTransformation:
     """Clipping, the update rule, decoupled decay and the schedule in one transformation.
 
-    Of `config` only what `program_config` keeps is read; the numbers are those of `hyper`.
+    Of `config` only what `program_config` keeps is read; the numbers are those of `hyper`. Rates
+    follow the width as the model's parametrization says; the state is the same without a model.
     """
     schedule = lambda step: learning_rate(config.schedule, hyper, step)
     mask = lambda params: decay_mask(config, params)
-    decay = {"weight_decay": hyper.weight_decay, "mask": mask}
-    if config.name == "adamw":
-        rule = optax.adamw(schedule, hyper.b1, hyper.b2, hyper.epsilon, **decay)
-    elif config.name == "lion":
-        rule = optax.lion(schedule, hyper.b1, hyper.b2, **decay)
-    elif config.name == "adafactor":
+    if config.name in ("adamw", "lion"):
+        direction = optax.scale_by_lion(hyper.b1, hyper.b2)
+        if config.name == "adamw":
+            direction = optax.scale_by_adam(hyper.b1, hyper.b2, hyper.epsilon)
         rule = optax.chain(
-            optax.adafactor(schedule, weight_decay_rate=None, min_dim_size_to_factor=128),
-            _scheduled_decay(schedule, hyper.weight_decay, mask),
+            _by_width(direction, config, model),
+            optax.add_decayed_weights(hyper.weight_decay, mask),
+            optax.scale_by_learning_rate(schedule),
         )
     else:
+        rule = _muon(hyper, schedule)
+        if config.name == "adafactor":
+            rule = optax.adafactor(schedule, weight_decay_rate=None, min_dim_size_to_factor=128)
         rule = optax.chain(
-            _muon(hyper, schedule), _scheduled_decay(schedule, hyper.weight_decay, mask)
+            _by_width(rule, config, model), _scheduled_decay(schedule, hyper.weight_decay, mask)
         )
     if not config.clip_norm:
         return rule
     return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), rule)
+
+
+def _by_width(rule, config: OptimConfig, model: DecoderConfig | None):
+    """The rule with its updates multiplied as muP asks."""
+    if model is None or model.parametrization == "standard":
+        return rule
+
+    def update(updates, state, params):
+        updates, state = rule.update(updates, state, params)
+        multipliers = width_multipliers(config, model, params)
+        return jax.tree.map(lambda u, m: m * u, updates, multipliers), state
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def _scheduled_decay(schedule, rate, mask):
@@ -146,7 +206,7 @@ def _muon(hyper: Hyper, schedule):
 
     def as_matrix(path, leaf):
         name = path_name(path)
-        if not name.startswith("layer") or re.search("bias|scale", name):
+        if not is_block_matrix(name):
             return None
         lead = 1 if name.startswith("layers/") else 0
         axes = tuple(range(lead, leaf.ndim))

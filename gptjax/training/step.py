@@ -115,7 +115,7 @@ def train_step_of(experiment, guard: Literal["branch", "select"] = "branch"):
 @functools.lru_cache(maxsize=32)
 def _train_step(model, objective, optim, guard):
     def update(grads, params, opt_state, hyper):
-        updates, opt_state = traced_optimizer(optim, hyper).update(grads, opt_state, params)
+        updates, opt_state = traced_optimizer(optim, hyper, model).update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     def train_step(state: TrainState, batch, hyper) -> tuple[TrainState, StepMetrics]:
