@@ -14,7 +14,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput, nearest
+from gptjax.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    BadInput,
+    nearest,
+)
+from gptjax.training.signals import LeaveAtOnce, Preempted
 
 USAGE = """usage: python experiments/run.py --exp=NAME [--part.field=value ...] [options]
 
@@ -238,24 +246,25 @@ def run(command: Command) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 2 bad input, 75 stopped and saved, 1 anything else."""
+    """The exit code: 0 done, 2 bad input, 75 stopped and saved, 130 interrupted, 1 otherwise."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # orbax logs whole tracebacks of failures that reach us as errors and become one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        run(parse(arguments))
+        command = parse(arguments)
+        trains = command.exp and not (command.list or command.help or command.dry_run)
+        with LeaveAtOnce() if trains else contextlib.nullcontext():
+            run(command)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except SystemExit as stop:
-        return stop.code or 0
-    except KeyboardInterrupt:
-        print("interrupted at once: what was saved before is kept", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if type(error).__name__ != "Preempted":
-            raise
-        print(f"{error}; the same command goes on from there", file=sys.stderr)
+    except Preempted as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return EXIT_PREEMPTED
-    return 0
+    except SystemExit as stop:
+        return stop.code or EXIT_DONE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_DONE

@@ -10,6 +10,7 @@ from typing import get_args
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: everything is saved, run the same command again
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 class BadInput(ValueError):

@@ -3,6 +3,7 @@
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -67,7 +68,7 @@ def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork
 def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     begun = time.monotonic()
     main = jax.process_index() == 0
-    say = print if main else lambda *_: None
+    say = partial(print, flush=True) if main else lambda *_: None
     before = check_config(experiment, workdir, fork)
     other_data = before is not None and data_changed(experiment, before)
     dataset = data.prepare(experiment.data, report=say)

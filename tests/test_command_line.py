@@ -225,6 +225,11 @@ def test_a_process_that_is_stopped_exits_with_75_and_goes_on(small, tmp_path):
     run += ["--train.checkpoint_every=100000000", "--workdir=run"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([*run, "--train.steps=100000000"], **pipes, **options) as process:
+        assert process.stdout.readline()  # it prepares or compiles
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 75 and "nothing had to be saved" in error
+    with subprocess.Popen([*run, "--train.steps=100000000"], **pipes, **options) as process:
         while "step 1/" not in process.stdout.readline():
             assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGTERM)

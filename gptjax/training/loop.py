@@ -5,8 +5,7 @@ for the host. A stop signal, a loss that is not finite and the end of the budget
 ways out, and each leaves a checkpoint that the next start goes on from.
 """
 
-import signal
-import threading
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,38 +20,12 @@ from gptjax.errors import BadInput
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.hosts import AGREE_EVERY, any_host
 from gptjax.training.optimizer import path_name
+from gptjax.training.signals import Preempted, StopSignal
 from gptjax.training.state import TrainState
-
-
-class Preempted(Exception):
-    """The run was asked to stop, and has saved itself; the same command goes on with it."""
 
 
 class Diverged(BadInput):
     """The loss or a gradient stopped being finite."""
-
-
-class StopSignal:
-    """SIGTERM or Ctrl-C once asks for a clean stop; Ctrl-C twice stops at once."""
-
-    def __init__(self):
-        self.asked = False
-        self.before = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.before[number] = signal.signal(number, self.ask)
-        return self
-
-    def ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def to_mesh(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
@@ -88,11 +61,13 @@ class Loop:
         self.begun = time.monotonic() - self.seconds
         self.pending = None
         self.saved = step = int(state.step)
-        experiment = self.experiment
-        with StopSignal() as stop, jax.set_mesh(self.mesh):
+        experiment, stop = self.experiment, None
+        with jax.set_mesh(self.mesh), contextlib.ExitStack() as stack:
             while step < experiment.steps:
                 batch = to_mesh(next(self.iterator), self.mesh)
                 state, metrics = self.train_step(state, batch)
+                if stop is None:  # before the first step is on its way nothing can be lost
+                    stop = stack.enter_context(StopSignal())
                 before, self.pending = self.pending, (step + 1, metrics)
                 if before is not None:
                     self.record(before, state.params)
@@ -108,7 +83,7 @@ class Loop:
                 if stopping and not last:
                     self.checkpointer.wait()
                     raise Preempted(f"stopped at step {step} and saved")
-        self.checkpointer.wait()
+            self.checkpointer.wait()
         return state
 
     def stopping(self, stop: StopSignal, step: int) -> bool:
