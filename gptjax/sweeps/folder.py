@@ -1,0 +1,169 @@
+"""A sweep's folder: what was asked for, one run folder per point, the ledger, the report.
+
+runs/NAME/sweep.json        the points with their experiments: all that a worker needs
+runs/NAME/points/POINT/     a run's folder, as `fit` leaves it
+runs/NAME/ledger/           who works on what, and what came out
+runs/NAME/logs/             what each worker printed
+runs/NAME/report.html       with law.json, runs.csv and the figures, once points are finished
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.errors import BadInput, DamagedData, did_you_mean
+from gptjax.experiment import Experiment
+from gptjax.scaling.table import Runs
+from gptjax.sweeps.ledger import Ledger, State
+from gptjax.sweeps.sweep import Analysis, Point, Sweep
+from gptjax.training.workdir import read_json, write_json
+
+
+class SweepFolder:
+    """The points of a sweep where they are run."""
+
+    def __init__(self, path: str | Path, name: str, points: tuple[Point, ...], attempts: int):
+        self.path = Path(path)
+        self.name = name
+        self.points = {point.name: point for point in points}
+        self.attempts = attempts
+        self.ledger = Ledger(self.path, list(self.points))
+
+    @staticmethod
+    def create(sweep: Sweep, path: str | Path) -> "SweepFolder":
+        """The folder of a sweep, new or as it stands; points that changed are other points."""
+        path = Path(path)
+        if (path / "experiment.json").exists():
+            raise BadInput(f"{path} holds a single run, not a sweep; give another --workdir")
+        if (path / "sweep.json").exists():
+            before = read_json(path / "sweep.json")
+            if not isinstance(before, dict) or before.get("name") != sweep.name:
+                other = before.get("name") if isinstance(before, dict) else None
+                raise BadInput(
+                    f"{path} holds the sweep {other}, not {sweep.name}; give another --workdir"
+                )
+        folder = SweepFolder(path, sweep.name, sweep.points, sweep.attempts)
+        tree = {
+            "name": sweep.name,
+            "attempts": sweep.attempts,
+            "analysis": dataclasses.asdict(sweep.analysis),
+            "points": [
+                {
+                    "name": point.name,
+                    "row": dict(point.row),
+                    "group": point.group,
+                    "experiment": point.experiment.to_json(),
+                }
+                for point in sweep.points
+            ],
+        }
+        write_json(path / "sweep.json", tree)
+        return folder
+
+    @staticmethod
+    def open(path: str | Path) -> "SweepFolder":
+        """The folder as its sweep.json describes it, without the code that registered it."""
+        tree = _sweep_json(Path(path))
+        try:
+            points = tuple(
+                Point(
+                    name=row["name"],
+                    experiment=Experiment.from_json(row["experiment"]),
+                    row=row["row"],
+                    group=row["group"],
+                )
+                for row in tree["points"]
+            )
+            return SweepFolder(path, tree["name"], points, tree["attempts"])
+        except (KeyError, TypeError):
+            raise DamagedData(f"{Path(path) / 'sweep.json'} is damaged") from None
+
+    def analysis(self) -> Analysis:
+        """What the sweep asked to be fitted."""
+        tree = _sweep_json(self.path)["analysis"]
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        return Analysis(**fields)
+
+    def workdir(self, point: str) -> Path:
+        """The run folder of a point."""
+        return self.path / "points" / point
+
+    def newest_step(self, point: str) -> int:
+        """The newest checkpoint of a point by name, 0 when there is none."""
+        folder = self.workdir(point) / "checkpoints"
+        steps = (p.name for p in folder.glob("[0-9]*")) if folder.is_dir() else ()
+        return max((int(name) for name in steps if name.isdigit()), default=0)
+
+    def runs(self, analysis: Analysis | None = None) -> Runs:
+        """The finished points as a table; a point that diverged has no loss and is left out."""
+        analysis = analysis or self.analysis()
+        done = {n: s for n, s in self.ledger.states().items() if s.status == "done"}
+        figures = [done[name].figures for name in done]
+        missing = [n for n in done if analysis.loss not in done[n].figures]
+        if missing:
+            raise BadInput(f"{missing[0]} has no {analysis.loss}; set analysis.loss to another")
+        column = lambda key: np.array([row.get(key, math.nan) for row in figures], float)
+        extra = ("seconds", "steps", "bits_per_byte", "parameters", "non_embedding_parameters")
+        columns = {key if key != "parameters" else "all_parameters": column(key) for key in extra}
+        columns["group"] = np.array([self.points[name].group for name in done], dtype=object)
+        for field in sorted({f for name in done for f in self.points[name].row}):
+            if field not in ("name", "group"):
+                found = [self.points[name].row.get(field, "") for name in done]
+                columns[field] = np.array([str(value) for value in found], dtype=object)
+        return Runs(
+            parameters=column(analysis.size),
+            tokens=column("tokens"),
+            flops=column("flops"),
+            loss=column(analysis.loss),
+            names=tuple(done),
+            columns=columns,
+        )
+
+    def select(self, patterns: tuple[str, ...]) -> list[str]:
+        """The points that the patterns of --only choose; all, when there is none."""
+        return matching(self.name, self.points, patterns)
+
+
+def matching(sweep: str, points: Mapping[str, Point], patterns: tuple[str, ...]) -> list[str]:
+    """The names of the points that one of the patterns chooses; all, when there is none.
+
+    A pattern is a part of a name, or `field=value` of a row; BadInput when it finds nothing.
+    """
+    chosen = []
+    for pattern in patterns:
+        field, equals, value = pattern.partition("=")
+        found = [
+            name
+            for name, point in points.items()
+            if pattern in name or (equals and _holds(point, field, value))
+        ]
+        if not found:
+            near = did_you_mean(pattern, points)
+            raise BadInput(f"--only={pattern} names no point of {sweep}{near}")
+        chosen += [name for name in found if name not in chosen]
+    return chosen if patterns else list(points)
+
+
+def _holds(point: Point, field: str, value: str) -> bool:
+    fields = (key for key, held in point.row.items() if str(held) == value)
+    return any(key == field or key.endswith(f".{field}") for key in fields)
+
+
+def _sweep_json(path: Path) -> dict:
+    if not (path / "sweep.json").exists():
+        raise BadInput(f"{path} holds no sweep: there is no sweep.json in it")
+    tree = read_json(path / "sweep.json")
+    if not isinstance(tree, dict) or not {"name", "points", "analysis"} <= tree.keys():
+        raise DamagedData(f"{path / 'sweep.json'} is damaged")
+    return tree
+
+
+def summary(states: dict[str, State]) -> dict[str, int]:
+    """How many points stand where."""
+    counts: dict[str, int] = {}
+    for state in states.values():
+        counts[state.status] = counts.get(state.status, 0) + 1
+    return counts

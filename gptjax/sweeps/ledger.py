@@ -1,0 +1,241 @@
+"""Who works on which point of a sweep, and what came out: files that survive any kill.
+
+A folder `ledger/` holds for each point a JSON state, replaced by one rename, and a lease: a file
+that its holder keeps locked with `flock`, so that the kernel frees it when the holder dies, and
+touches now and then, so that other hosts, whose locks a network file system may not show, see it
+alive. Every change happens under one more lock, and is a line of `events.jsonl`.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gptjax.errors import DamagedData
+from gptjax.training.workdir import MetricsLog, read_json, storage_errors, write_json
+
+HEARTBEAT_SECONDS = 5.0
+LEASE_SECONDS = 60.0  # a holder on another host that is silent for longer has lost its point
+DEATHS = 10  # in a row without a newer checkpoint, until a point counts as failed
+
+Status = Literal["waiting", "done", "diverged", "failed"]
+FINISHED = ("done", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of a point: its status, what it reached, and how often it was begun."""
+
+    status: Status = "waiting"
+    figures: dict = field(default_factory=dict)
+    error: str = ""
+    starts: int = 0
+    failures: int = 0  # exceptions
+    deaths: int = 0  # in a row, without a newer checkpoint
+    step: int = 0  # the newest checkpoint at the last start
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+
+class Lease:
+    """The right to work on a point, held until `close` or until the process dies."""
+
+    def __init__(self, point: str, path: Path, descriptor: int):
+        self.point = point
+        self.path = path
+        self.descriptor = descriptor
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def close(self, done: bool = True) -> None:
+        """Give the point back; `done=False` leaves the holder's name, as a death would."""
+        self._stop.set()
+        self._thread.join()
+        if done:
+            os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)
+
+
+class Ledger:
+    """The state of every point of a sweep's folder; any number of processes may use it."""
+
+    def __init__(self, folder: Path, points: list[str]):
+        self.folder = Path(folder) / "ledger"
+        self.points = list(points)
+        with storage_errors(f"use {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder / "events.jsonl"
+
+    # ---------------------------------------------------------------- reading
+
+    def state(self, point: str) -> State:
+        """The state of a point; DamagedData names a file that holds something else."""
+        path = self.folder / f"{point}.json"
+        if not path.exists():
+            return State()
+        tree = read_json(path)
+        try:
+            return State(**tree)
+        except TypeError:
+            raise DamagedData(
+                f"{path} is damaged: remove it, and the point is looked at anew"
+            ) from None
+
+    def states(self) -> dict[str, State]:
+        return {point: self.state(point) for point in self.points}
+
+    def running(self, point: str) -> dict | None:
+        """Who holds a point now: process, host and since when; None when nobody does."""
+        path = self.folder / f"{point}.lease"
+        if not path.exists():
+            return None
+        with self._locked():  # looking at a lease takes its lock for a moment
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                return self._holder(path, descriptor)
+            finally:
+                os.close(descriptor)
+
+    def events(self) -> list[dict]:
+        """Every change so far, oldest first."""
+        return MetricsLog(self.log).rows()
+
+    def _holder(self, path: Path, descriptor: int) -> dict | None:
+        """The living holder of an open lease. Leaves the lease locked when there is none."""
+        try:
+            holder = json.loads(os.pread(descriptor, 4096, 0) or b"null")
+        except ValueError:
+            holder = None  # a kill tore it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return holder or {"host": "?", "pid": 0}
+        except OSError:
+            pass  # a file system without locks: the heartbeat alone must do
+        elsewhere = holder is not None and holder["host"] != socket.gethostname()
+        return holder if elsewhere and self._age(path) < LEASE_SECONDS else None
+
+    def _age(self, path: Path) -> float:
+        """Seconds since the last heartbeat, by the file server's clock."""
+        now = self.folder / ".now"
+        now.touch()
+        return now.stat().st_mtime - path.stat().st_mtime
+
+    # ---------------------------------------------------------------- changing
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with storage_errors(f"write {self.folder}"), open(self.folder / ".lock", "w") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _note(self, point: str, event: str, **more) -> None:
+        log = MetricsLog(self.log)
+        if not _ends_whole(self.log):  # a kill tore the last line
+            log.truncate_after(1 << 62)
+        row = {"time": round(time.time(), 3), "point": point, "event": event}
+        log.write(row | {"pid": os.getpid(), "host": socket.gethostname()} | more)
+        log.close()
+
+    def _write(self, point: str, state: State) -> None:
+        write_json(self.folder / f"{point}.json", dataclasses.asdict(state))
+
+    def claim(self, point: str, step: int = 0) -> Lease | None:
+        """Take a point that nobody holds and that is not finished; None when it cannot be had.
+
+        `step` is the point's newest checkpoint: a point whose process died again and again
+        without getting further is failed here.
+        """
+        if self.state(point).finished:
+            return None
+        with self._locked():
+            state = self.state(point)  # it may have changed until the lock was had
+            if state.finished:
+                return None
+            path = self.folder / f"{point}.lease"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if self._holder(path, descriptor) is not None:
+                    os.close(descriptor)
+                    return None
+                died = os.fstat(descriptor).st_size > 0  # nobody gave it back
+                if died:
+                    deaths = state.deaths + 1 if step <= state.step else 1
+                    state = dataclasses.replace(state, deaths=deaths)
+                    self._note(point, "lost", step=step)
+                    if deaths >= DEATHS:
+                        why = f"its process died {deaths} times in a row at step {step}"
+                        self._write(point, dataclasses.replace(state, status="failed", error=why))
+                        self._note(point, "failed", error=why)
+                        os.close(descriptor)
+                        return None
+                state = dataclasses.replace(state, starts=state.starts + 1, step=step)
+                holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+                self._write(point, state)
+                self._note(point, "start", step=step)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+                raise
+        return Lease(point, path, descriptor)
+
+    def finish(self, lease: Lease, status: Status, figures: dict, error: str = "") -> None:
+        """Write down what a point came to, and give it back."""
+        with self._locked():
+            state = self.state(lease.point)
+            if not state.finished:
+                done = {"status": status, "figures": figures, "error": error, "deaths": 0}
+                self._write(lease.point, dataclasses.replace(state, **done))
+                self._note(lease.point, status)
+            lease.close()
+
+    def failed(self, lease: Lease, error: str, attempts: int) -> None:
+        """Count an exception; the point is tried again until it has failed `attempts` times."""
+        with self._locked():
+            state = self.state(lease.point)
+            failures = state.failures + 1
+            status: Status = "failed" if failures >= attempts else "waiting"
+            changed = {"failures": failures, "error": error, "status": status}
+            self._write(lease.point, dataclasses.replace(state, **changed))
+            self._note(lease.point, "failed" if status == "failed" else "retry", error=error)
+            lease.close()
+
+    def give_back(self, lease: Lease) -> None:
+        """Stop working on a point that is not finished, as a preempted run does."""
+        with self._locked():
+            self._note(lease.point, "given back")
+            lease.close()
+
+    def reset(self, point: str) -> None:
+        """Make a failed point wait again; its checkpoints stay."""
+        with self._locked():
+            self._write(point, State(starts=self.state(point).starts))
+            self._note(point, "reset")
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether a file of lines is absent, empty or ends with a line's end."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    return True

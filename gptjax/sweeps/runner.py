@@ -1,0 +1,137 @@
+"""The runner: workers are started while there is something to do, then the sweep is analysed.
+
+It holds nothing that is not in the folder. Killed at any moment, alone or with its workers, it is
+started again by the same command; several runners may work on one folder.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.errors import BadInput
+from gptjax.sweeps.folder import SweepFolder, summary
+from gptjax.sweeps.launchers import make_launcher
+from gptjax.sweeps.ledger import State
+from gptjax.sweeps.status import SweepProgress
+from gptjax.sweeps.sweep import Sweep
+from gptjax.sweeps.worker import work
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep's folder after a run over it."""
+
+    folder: SweepFolder
+    states: dict[str, State]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """What the points that failed say."""
+        return {name: s.error for name, s in self.states.items() if s.status == "failed"}
+
+
+def backend() -> str:
+    """jax's backend on this machine, asked in a process of its own: workers need the device."""
+    code = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+        raise BadInput(f"jax finds no device to train on: {last}")
+    return done.stdout.strip()
+
+
+def run_sweep(
+    sweep: Sweep,
+    path: str | Path | None = None,
+    *,
+    launcher: str = "local",
+    workers: int = 0,
+    only: tuple[str, ...] = (),
+    retry_failed: bool = False,
+) -> SweepResult:
+    """Run what is not finished of a sweep, in `path` (default runs/NAME).
+
+    `launcher` is here (in this process, as a notebook on a TPU must), local, ray or slurm;
+    `workers` 0 lets the device decide. `only` are parts of points' names or `field=value`.
+    Raises BadInput, and `loop.Preempted` when a signal stopped it; the same call goes on.
+    """
+    sweep.validate()
+    if workers < 0:
+        raise BadInput(f"workers is {workers}; give 1 or more, or 0 to let the device decide")
+    folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name)
+    names = folder.select(only)
+    for name in names:
+        if retry_failed and folder.ledger.state(name).status == "failed":
+            folder.ledger.reset(name)
+    if launcher == "here":
+        work(folder, names)
+    else:
+        _supervise(folder, names, launcher, workers, only)
+    return SweepResult(folder, folder.ledger.states())
+
+
+def _unclaimed(folder: SweepFolder, names: list[str]) -> tuple[int, int]:
+    """(points not finished, those of them that nobody works on)."""
+    ledger = folder.ledger
+    left = [name for name in names if not ledger.state(name).finished]
+    return len(left), sum(ledger.running(name) is None for name in left)
+
+
+def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) -> None:
+    """Keep workers alive until every point is finished."""
+    from gptjax.training.loop import Preempted
+
+    left, _ = _unclaimed(folder, names)
+    if not left:
+        return
+    # On a CPU a worker for each core: small models gain little from a second one.
+    cpu = kind == "local" and backend() == "cpu"
+    cores = len(os.sched_getaffinity(0)) if cpu else 1
+    launcher = make_launcher(kind, folder.path, only, workers or min(cores, left), pin=cpu)
+    stop = threading.Event()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, lambda *_: stop.set())
+    progress = SweepProgress(folder, names)
+    said = {name for name in names if folder.ledger.state(name).finished}
+    try:
+        while not stop.is_set():
+            alive = launcher.alive()
+            left, unclaimed = _unclaimed(folder, names)
+            _say_finished(folder, names, said, progress)
+            if not left and not alive:
+                return
+            for _ in range(min(launcher.workers, alive + unclaimed) - alive):
+                launcher.start()
+            progress.update(alive)
+            stop.wait(POLL_SECONDS)
+        progress.say("stopping: the workers save what they are at")
+        raise Preempted(f"stopped with {left} points left")
+    finally:
+        launcher.stop()
+        progress.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_finished(folder: SweepFolder, names, said: set[str], progress: SweepProgress) -> None:
+    for name in names:
+        state = folder.ledger.state(name)
+        if name in said or not state.finished:
+            continue
+        said.add(name)
+        loss = state.figures.get("validation_loss")
+        what = f"loss {loss:.4f}" if loss is not None else state.error
+        progress.say(f"{state.status} · {name} · {what}")
+
+
+def exit_code(result: SweepResult) -> int:
+    """0 when every point is done or diverged, 1 when some failed."""
+    return 1 if summary(result.states).get("failed") else 0

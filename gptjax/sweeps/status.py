@@ -1,0 +1,138 @@
+"""Where a sweep stands: a table of its points, and a live line while it runs."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from gptjax.sweeps.folder import SweepFolder, summary
+from gptjax.training.metrics import clock, short
+
+TAIL_BYTES = 4096
+
+
+def newest_row(metrics: Path) -> dict:
+    """The last whole row of a metrics.jsonl, {} when there is none."""
+    try:
+        with open(metrics, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - TAIL_BYTES, 0))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            return row
+    return {}
+
+
+def share_done(folder: SweepFolder, names: list[str]) -> float:
+    """Done FLOPs of these points, as a share of all of theirs."""
+    states = folder.ledger.states()
+    done = total = 0.0
+    for name in names:
+        flops = folder.points[name].flops
+        total += flops
+        if states[name].finished:
+            done += flops
+        elif states[name].starts:
+            row = newest_row(folder.workdir(name) / "metrics.jsonl")
+            done += min(row.get("flops", 0.0), flops)
+    return done / total if total else 1.0
+
+
+def show_status(folder: SweepFolder, names: list[str]) -> None:
+    """Print a line for each point and what is left to do."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("point", overflow="fold")
+    for name in ("status", "step", "loss", "FLOPs", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("remark", overflow="fold")
+    states = folder.ledger.states()
+    for name in names:
+        state, point = states[name], folder.points[name]
+        status, remark = state.status, state.error
+        row = {} if state.finished else newest_row(folder.workdir(name) / "metrics.jsonl")
+        if not state.finished and state.starts:
+            holder = folder.ledger.running(name)
+            status = "running" if holder else "stopped"
+            remark = f"on {holder['host']}, process {holder['pid']}" if holder else remark
+        loss = state.figures.get("validation_loss", row.get("loss", math.nan))
+        step = state.figures.get("steps", row.get("step", 0))
+        seconds = state.figures.get("seconds", row.get("seconds", 0.0))
+        table.add_row(
+            name,
+            status,
+            f"{step}/{point.experiment.steps}",
+            "" if math.isnan(loss) else f"{loss:.4f}",
+            short(point.flops),
+            f"{seconds:.0f}" if seconds else "",
+            remark,
+        )
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=140)
+    console.print(table)
+    counts = summary({name: states[name] for name in names})
+    parts = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    console.print(f"{folder.path}: {parts} · {100 * share_done(folder, names):.0f}% of the FLOPs")
+
+
+class SweepProgress:
+    """One live line for a whole sweep; where there is no terminal, a line now and then."""
+
+    PLAIN_SECONDS = 30.0
+
+    def __init__(self, folder: SweepFolder, names: list[str]):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.folder, self.names = folder, names
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.begun = time.monotonic()
+        self.share = share_done(folder, names)
+        self.next_plain = 0.0
+        self.live = None
+        if self.console.is_terminal:
+            self.live = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:.0f}% {task.fields[line]}"),
+                console=self.console,
+            )
+            self.task = self.live.add_task(folder.name, total=1.0, line="")
+            self.live.start()
+
+    def update(self, workers: int) -> None:
+        """Look at the folder and show how far it is."""
+        now = time.monotonic()
+        if self.live is None and now < self.next_plain:
+            return
+        share = share_done(self.folder, self.names)
+        states = self.folder.ledger.states()
+        finished = sum(states[name].finished for name in self.names)
+        line = f"{finished}/{len(self.names)} points · {workers} workers"
+        if share > self.share and share < 1:
+            left = (now - self.begun) * (1 - share) / (share - self.share)
+            line += f" · {clock(left)} left"
+        if self.live is not None:
+            self.live.update(self.task, completed=share, line=line)
+        else:
+            self.next_plain = now + self.PLAIN_SECONDS
+            self.say(f"{100 * share:.0f}% · {line}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()

@@ -1,0 +1,143 @@
+"""A Sweep is many runs as one frozen value: a base experiment, a grid of overrides, an analysis."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gptjax.errors import BadInput, check_types
+from gptjax.experiment import MAY_DIFFER, Experiment, flatten
+from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.sweeps.grid import Grid, override
+
+LABEL = re.compile(r"[\w.+=-]{1,80}")
+FACTS = ("name", "group")  # what a row may say of a point beside its fields
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is fitted to the finished points, and to which of their columns."""
+
+    laws: tuple[str, ...] = ("chinchilla", "kaplan_c")
+    size: Literal["parameters", "non_embedding_parameters"] = "parameters"
+    loss: Literal["validation_loss", "population_loss"] = "validation_loss"
+    holdout: float = 1.0  # points of more than 1/k of the largest budget are predicted, not fitted
+    bootstrap: int = 200  # resamples for intervals
+    predict: tuple[str, ...] = ()  # budgets in FLOPs, such as "1e20", to extrapolate to
+
+    def validate(self) -> None:
+        check_types("analysis", self)
+        if self.holdout < 1:
+            raise BadInput(f"analysis.holdout is {self.holdout}; give 1 (nothing held out) or more")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep. `row` is what sets it apart, `group` what it belongs to in the analysis.
+
+    The name ends in a digest of the experiment, so a changed point is another point.
+    """
+
+    name: str
+    experiment: Experiment
+    row: Mapping[str, object]
+    group: str
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs by the ledger."""
+        e = self.experiment
+        return count_flops(e.model, e.data.sequence_length).training * e.tokens
+
+    @property
+    def parameters(self) -> int:
+        return count_parameters(self.experiment.model).total
+
+    @property
+    def program(self) -> str:
+        """A short name for the compiled program that the point shares with others."""
+        return digest(repr(self.experiment.program))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Many runs and what is made of them.
+
+    A row of the grid may also hold `name` (a label for the point) and `group`.
+    """
+
+    name: str
+    base: Experiment
+    grid: Grid
+    analysis: Analysis = field(default_factory=Analysis)
+    budget: float = 0.0  # FLOPs that the whole sweep may take; 0: whatever it takes
+    attempts: int = 3  # starts of a failing point before it is reported
+    plan_only: bool = False  # a plan with its cost, too large for this code to start it unasked
+
+    @functools.cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Every point, in the order of the grid; BadInput names a row that cannot be."""
+        points, seen = [], {}
+        for number, row in enumerate(self.grid):
+            point = self._point(number, row)
+            if point.name in seen:
+                raise BadInput(
+                    f"rows {seen[point.name]} and {number} of sweep {self.name} are the same run"
+                )
+            seen[point.name] = number
+            points.append(point)
+        return tuple(points)
+
+    def _point(self, number: int, row: Mapping[str, object]) -> Point:
+        fields = {key: value for key, value in row.items() if key not in FACTS}
+        label = str(row.get("name") or _label(fields) or self.base.name)
+        if not LABEL.fullmatch(label):
+            raise BadInput(f"row {number} of sweep {self.name}: {label!r} is no name for a folder")
+        try:
+            experiment = override(self.base, fields)
+            experiment.validate()
+        except BadInput as error:
+            raise BadInput(f"row {number} of sweep {self.name} ({label}): {error}") from None
+        name = f"{label}-{identity(experiment)}"
+        experiment = dataclasses.replace(experiment, name=name)
+        return Point(name, experiment, dict(row), str(row.get("group", "")))
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all points."""
+        return sum(point.flops for point in self.points)
+
+    def validate(self) -> None:
+        """One clear line for a sweep that cannot be; nothing is computed before."""
+        if not len(self.grid):
+            raise BadInput(f"sweep {self.name} has no points")
+        if self.attempts < 1:
+            raise BadInput(f"attempts is {self.attempts}; give 1 or more")
+        self.analysis.validate()
+        if self.budget and self.flops > self.budget * 1.001:
+            raise BadInput(
+                f"sweep {self.name} takes {self.flops:.3g} FLOPs, more than its budget of "
+                f"{self.budget:.3g}"
+            )
+
+
+def identity(experiment: Experiment) -> str:
+    """Six hex digits that change with everything that changes a run's results."""
+    flat = flatten(experiment.to_json())
+    kept = {k: v for k, v in flat.items() if k != "name" and not k.startswith(MAY_DIFFER)}
+    return digest(json.dumps(kept, sort_keys=True))
+
+
+def digest(text: str) -> str:
+    """Six hex digits of a text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _label(fields: Mapping[str, object]) -> str:
+    """`d_model=64,lr=0.001` as a folder's name: d_model-64_lr-0.001."""
+    parts = (f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in fields.items())
+    return re.sub(r"[^\w.+=-]", "-", "_".join(parts))[:60]
