@@ -13,8 +13,22 @@
 """
 
 from gptjax.scaling.laws.fit import Fit, fit_law
+from gptjax.scaling.laws.intervals import Bootstrap, Interval, bootstrap, profile
 from gptjax.scaling.laws.law import Law, Parameter
 from gptjax.scaling.laws.optimum import Cost, Optimum
 from gptjax.scaling.laws.registry import LAWS, get_law
 
-__all__ = ["LAWS", "Cost", "Fit", "Law", "Optimum", "Parameter", "fit_law", "get_law"]
+__all__ = [
+    "LAWS",
+    "Bootstrap",
+    "Cost",
+    "Fit",
+    "Interval",
+    "Law",
+    "Optimum",
+    "Parameter",
+    "bootstrap",
+    "fit_law",
+    "get_law",
+    "profile",
+]

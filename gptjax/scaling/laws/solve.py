@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gptjax.scaling.laws.objective import Objective
+from gptjax.scaling.laws.threads import one_blas_thread
 
-ROUNDS = 8
+ROUNDS = 12
+OPTIONS = {"maxiter": 300, "maxfun": 1000, "ftol": 1e-14, "gtol": 1e-10, "maxcor": 20}
 AGREE = 1e-6  # relative difference of the objective below which two starts have agreed
 
 
@@ -26,12 +28,12 @@ class Solution:
     converged: bool
 
 
+@one_blas_thread()
 def descend(objective: Objective, coordinates: np.ndarray, first: bool = True) -> Solution:
     """Minimise from one start; `first` runs the centred round before the whitened ones."""
     from scipy.optimize import minimize
 
     scale = objective.delta * max(float(objective.weights.sum()), 1.0)
-    options = {"maxiter": 1000, "maxfun": 3000, "ftol": 1e-14, "gtol": 1e-10, "maxcor": 20}
     point, value = coordinates, objective.value(objective.raw(coordinates))
     if not np.isfinite(value):
         value = 1e30
@@ -43,7 +45,7 @@ def descend(objective: Objective, coordinates: np.ndarray, first: bool = True) -
             v, g = objective.value_and_gradient(origin + map_ @ z)
             return v / scale, map_.T @ g / scale
 
-        done = minimize(scaled, np.zeros(len(origin)), jac=True, method="L-BFGS-B", options=options)
+        done = minimize(scaled, np.zeros(len(origin)), jac=True, method="L-BFGS-B", options=OPTIONS)
         return origin + map_ @ done.x, float(done.fun) * scale
 
     if first:
@@ -62,7 +64,7 @@ def descend(objective: Objective, coordinates: np.ndarray, first: bool = True) -
 
 
 def whitening(curvature: np.ndarray, scale: float) -> np.ndarray:
-    """A map whose columns have unit curvature (by `scale`); flat directions keep a bounded length."""
+    """A map whose columns have unit curvature (by `scale`); flat directions stay bounded."""
     size = np.sqrt(np.maximum(np.diag(curvature), 0))
     size = np.where(size > 0, size, max(size.max(), 1e-30))
     values, vectors = np.linalg.eigh(curvature / size[:, None] / size)
