@@ -1,0 +1,79 @@
+"""The algebra of grids, and what a sweep makes of its rows."""
+
+import dataclasses
+
+import pytest
+
+from gptjax import DataConfig, DecoderConfig, Experiment, TrainConfig
+from gptjax.errors import BadInput
+from gptjax.sweeps.grid import chain, override, product, rows, subsample, values, zipped
+from gptjax.sweeps.sweep import Analysis, Sweep, identity
+
+BASE = Experiment(
+    name="base",
+    model=DecoderConfig(num_layers=1, d_model=16, num_heads=2, context_length=32),
+    data=DataConfig(batch_size=4, sequence_length=32),
+    train=TrainConfig(steps=3),
+)
+WIDTHS = values("model.d_model", 16, 32)
+SEEDS = values("train.seed", 0, 1, 2)
+
+
+def test_product_zip_chain_and_subsample():
+    both = product(WIDTHS, SEEDS)
+    assert both == WIDTHS * SEEDS and len(both) == 6
+    assert both.rows[1] == {"model.d_model": 16, "train.seed": 1}
+    assert zipped(WIDTHS, values("train.seed", 5, 6)).rows[1] == {
+        "model.d_model": 32,
+        "train.seed": 6,
+    }
+    assert chain(WIDTHS, SEEDS) == WIDTHS + SEEDS and len(WIDTHS + SEEDS) == 5
+    some = subsample(both, 3, seed=1)
+    assert len(some) == 3 and some == subsample(both, 3, seed=1)
+    assert [row for row in both if row in some.rows] == list(some)
+
+
+def test_grids_that_cannot_be_are_refused():
+    with pytest.raises(BadInput, match="2, 3 rows cannot be zipped"):
+        zipped(WIDTHS, SEEDS)
+    with pytest.raises(BadInput, match=r"two factors of a grid set model\.d_model"):
+        product(WIDTHS, WIDTHS)
+    with pytest.raises(BadInput, match="7 rows cannot be drawn from a grid of 6"):
+        subsample(WIDTHS * SEEDS, 7)
+    with pytest.raises(BadInput, match=r"did you mean 'model\.d_model'"):
+        override(BASE, {"model.d_modle": 16})
+
+
+def test_points_carry_their_experiment_and_a_name_of_their_own():
+    sweep = Sweep("s", BASE, WIDTHS * SEEDS)
+    sweep.validate()
+    points = sweep.points
+    assert [p.experiment.model.d_model for p in points] == [16, 16, 16, 32, 32, 32]
+    assert points[1].name.startswith("d_model-16_seed-1-") and points[1].experiment.train.seed == 1
+    assert len({p.name for p in points}) == 6 and len({p.program for p in points}) == 2
+    assert sweep.flops == pytest.approx(sum(p.flops for p in points))
+    named = Sweep("s", BASE, rows({"name": "small", "group": "1e9", "train.seed": 4}))
+    assert named.points[0].name.startswith("small-") and named.points[0].group == "1e9"
+
+
+def test_a_name_changes_with_the_run_and_not_with_the_machine():
+    other = dataclasses.replace(BASE, optim=dataclasses.replace(BASE.optim, lr=1e-4))
+    elsewhere = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, fsdp=2), name="x")
+    assert identity(other) != identity(BASE) == identity(elsewhere)
+
+
+def test_sweeps_that_cannot_be_are_refused():
+    with pytest.raises(BadInput, match=r"row 1 of sweep s \(num_heads-3\): model\.d_model = 16"):
+        _ = Sweep("s", BASE, values("model.num_heads", 2, 3)).points
+    with pytest.raises(BadInput, match="rows 0 and 2 of sweep s are the same run"):
+        _ = Sweep("s", BASE, values("train.seed", 0, 1, 0)).points
+    with pytest.raises(BadInput, match="no points"):
+        Sweep("s", BASE, rows()).validate()
+    with pytest.raises(BadInput, match="more than its budget"):
+        Sweep("s", BASE, SEEDS, budget=1e3).validate()
+    with pytest.raises(BadInput, match="is no name for a folder"):
+        _ = Sweep("s", BASE, rows({"name": "../up"})).points
+    with pytest.raises(BadInput, match=r"analysis\.holdout is 0\.5"):
+        Sweep("s", BASE, SEEDS, Analysis(holdout=0.5)).validate()
+    with pytest.raises(BadInput, match=r"analysis\.loss"):
+        Sweep("s", BASE, SEEDS, Analysis(loss="los")).validate()
