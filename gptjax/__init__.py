@@ -16,11 +16,14 @@ _WHERE = {
     "MeshConfig": "gptjax.parallel.mesh",
     "NextToken": "gptjax.objectives",
     "OptimConfig": "gptjax.training.config",
-    "Preempted": "gptjax.training.loop",
+    "Preempted": "gptjax.training.signals",
     "fit": "gptjax.runs",
     "get": "gptjax.registry",
     "names": "gptjax.registry",
     "register": "gptjax.registry",
+    "Analysis": "gptjax.sweeps.sweep",
+    "Sweep": "gptjax.sweeps.sweep",
+    "run_sweep": "gptjax.sweeps.runner",
 }
 
 __all__ = sorted(_WHERE)

@@ -33,10 +33,20 @@ options:
   --workdir DIR    where the run lives (default runs/NAME); a run that stands there goes on
   --fork           go on from the workdir's newest checkpoint with a changed config
   --exp NAME --help    every field of that experiment with its value
+
+options of a sweep (fields set by --part.field=value are those of its base experiment):
+  --only TEXT      the points whose name holds TEXT, or whose row holds FIELD=VALUE; repeatable
+  --status         where the sweep in the workdir stands
+  --launcher KIND  where its workers live: local (default), here, ray or slurm
+  --workers N      how many (default: the device decides)
+  --retry-failed   try points again that have failed
 """
 
-FLAGS = ("list", "dry-run", "fork", "help")
-VALUES = ("exp", "workdir")
+FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed")
+VALUES = ("exp", "workdir", "launcher", "workers")
+LISTS = ("only",)
+OF_SWEEPS = ("status", "retry-failed", "launcher", "workers", "only")
+OPTIONS = (*FLAGS, *VALUES, *LISTS)
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,11 @@ class Command:
     dry_run: bool = False
     fork: bool = False
     help: bool = False
+    status: bool = False
+    retry_failed: bool = False
+    launcher: str = ""
+    workers: int = 0
+    only: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 
 
@@ -63,10 +78,10 @@ def parse(arguments: list[str]) -> Command:
             argument = "--help"
         name, equals, value = argument.removeprefix("--").partition("=")
         option = name.replace("_", "-")
-        if not argument.startswith("--") or (option not in FLAGS and option not in VALUES):
+        if not argument.startswith("--") or option not in OPTIONS:
             overrides.append(argument)
             continue
-        if option in found:
+        if option in found and option not in LISTS:
             raise BadInput(f"--{option} is given twice")
         if option in FLAGS:
             if equals:
@@ -77,7 +92,11 @@ def parse(arguments: list[str]) -> Command:
             value = rest.pop(0)
         if not value:  # an unset variable of the shell is no wish for the default
             raise BadInput(f"--{option} needs a value: --{option}=...")
-        found[option] = value
+        found[option] = (*found.get(option, ()), value) if option in LISTS else value
+    if "workers" in found:
+        if not str(found["workers"]).isdecimal() or not 0 < int(found["workers"]) < 4096:
+            raise BadInput(f"--workers={found['workers']} is no number of workers; give 1 or more")
+        found["workers"] = int(found["workers"])
     fields = {name.replace("-", "_"): value for name, value in found.items()}
     return Command(**fields, overrides=tuple(overrides))
 
@@ -146,7 +165,7 @@ def _unknown_option(typed: str, known: set[str]) -> BadInput | None:
     if positive != typed and field in known:
         return BadInput(f"unknown option '--{typed}'; give --{field}=...")
     # A field may have an option's letters (eps, exp): only what is very like one is taken for it.
-    near = nearest(typed.replace("_", "-"), [*FLAGS, *VALUES], 1, 0.7) if "." not in typed else []
+    near = nearest(typed.replace("_", "-"), OPTIONS, 1, 0.7) if "." not in typed else []
     return BadInput(f"unknown option '--{typed}'; did you mean --{near[0]}?") if near else None
 
 
@@ -170,7 +189,7 @@ def _one_line(box: str) -> str:
 
 
 def show_list() -> None:
-    """A line for each experiment."""
+    """A line for each experiment and each sweep."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -184,15 +203,31 @@ def show_list() -> None:
         table.add_column(name, overflow="fold")
     for name in ("parameters", "tokens", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
+    sweeps = []
     for name in registry.names():
         e = registry.get(name)
+        if isinstance(e, registry.Sweep):
+            sweeps.append(e)
+            continue
         flops = count_flops(e.model, e.data.sequence_length).training * e.tokens
         total = count_parameters(e.model).total
         table.add_row(name, registry.describe(name), short(total), short(e.tokens), short(flops))
+    many = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("sweep", "what it is"):
+        many.add_column(name, overflow="fold")
+    for name in ("points", "parameters", "FLOPs"):
+        many.add_column(name, justify="right", no_wrap=True)
+    for sweep in sweeps:
+        sizes = [point.parameters for point in sweep.points]
+        sizes = f"{short(min(sizes))} to {short(max(sizes))}"
+        what = registry.describe(sweep.name)
+        many.add_row(sweep.name, what, str(len(sweep.points)), sizes, short(sweep.flops))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     console.print(table)
+    if sweeps:
+        console.print(many)
 
 
 def use_compilation_cache() -> None:
@@ -211,38 +246,61 @@ def _meant(argument: str) -> str:
     return "" if argument.startswith("--") else f"; did you mean --exp={name}?"
 
 
-def run(command: Command) -> None:
-    """Do what the command says; BadInput for whatever the user can mend."""
+def run_sweep(sweep, command: Command) -> int:
+    """Do what the command says of a sweep, with overrides of its base experiment."""
+    from gptjax.sweeps.command import run_command
+
+    if command.fork:
+        raise BadInput(
+            "--fork belongs to a single run: a changed point of a sweep is another point"
+        )
+    base = override(sweep.base, command.overrides, command.help)
+    sweep = dataclasses.replace(sweep, base=base)
+    sweep.validate()
+    use_compilation_cache()
+    return run_command(sweep, command)
+
+
+def run(command: Command) -> int:
+    """Do what the command says; the exit code, or BadInput for whatever the user can mend."""
     if command.list:
         if command.overrides:
             raise BadInput(f"--list takes nothing else, and '{command.overrides[0]}' is given")
-        return show_list()
+        show_list()
+        return EXIT_DONE
     if not command.exp:
         if command.help:
             print(USAGE, end="")
-            return None
+            return EXIT_DONE
         raise BadInput(
             "--exp=NAME is missing; --list shows the names, --help the options"
             + "".join(_meant(argument) for argument in command.overrides[:1])
         )
     from gptjax import registry
-    from gptjax.parallel.hosts import start_hosts
 
-    experiment = registry.get(command.exp)
+    found = registry.get(command.exp)
     if command.help:
         print(USAGE)
-    experiment = override(experiment, command.overrides, command.help)
+    if isinstance(found, registry.Sweep):
+        return run_sweep(found, command)
+    for name in OF_SWEEPS:
+        if getattr(command, name.replace("-", "_")):
+            raise BadInput(f"--{name} belongs to a sweep, and {found.name} is a single run")
+    experiment = override(found, command.overrides, command.help)
     experiment.validate()
+    from gptjax.parallel.hosts import start_hosts
+
     start_hosts()
     use_compilation_cache()
     if command.dry_run:
         from gptjax.plan import make_plan, show
 
-        return show(make_plan(experiment))
+        show(make_plan(experiment))
+        return EXIT_DONE
     from gptjax.runs import fit
 
     fit(experiment, command.workdir or None, fork=command.fork)
-    return None
+    return EXIT_DONE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -255,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = parse(arguments)
         trains = command.exp and not (command.list or command.help or command.dry_run)
         with LeaveAtOnce() if trains else contextlib.nullcontext():
-            run(command)
+            return run(command)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

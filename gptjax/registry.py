@@ -1,4 +1,4 @@
-"""Experiments by name: a registered function without arguments returns a complete Experiment."""
+"""Experiments by name: a registered function without arguments returns an Experiment or a Sweep."""
 
 import dataclasses
 import importlib
@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 from gptjax.errors import BadInput, did_you_mean
 from gptjax.experiment import Experiment
+from gptjax.sweeps.sweep import Sweep
 
-_functions: dict[str, Callable[[], Experiment]] = {}
+_functions: dict[str, Callable[[], Experiment | Sweep]] = {}
 _loaded = False
 
 
-def register(function: Callable[[], Experiment]) -> Callable[[], Experiment]:
+def register(function: Callable[[], Experiment | Sweep]) -> Callable[[], Experiment | Sweep]:
     """Make `function` known under its own name; its docstring's first line is shown by --list."""
     name = function.__name__
     taken = _functions.get(name)
@@ -63,14 +64,14 @@ def resolve(name: str) -> str:
     raise BadInput(f"unknown experiment '{name}'{hint}")
 
 
-def get(name: str) -> Experiment:
-    """The experiment of that name (an unambiguous suffix will do); BadInput when there is none."""
+def get(name: str) -> Experiment | Sweep:
+    """What is registered under a name (an unambiguous suffix will do); BadInput for none."""
     name = resolve(name)
     function = _functions[name]
     experiment = function()
-    if not isinstance(experiment, Experiment):
+    if not isinstance(experiment, Experiment | Sweep):
         where = f"{function.__module__}.{function.__qualname__}"
-        raise BadInput(f"{where} returned {experiment!r}, not an Experiment")
+        raise BadInput(f"{where} returned {experiment!r}, neither an Experiment nor a Sweep")
     experiment = dataclasses.replace(experiment, name=name)
     experiment.validate()
     return experiment
