@@ -15,7 +15,7 @@ import numpy as np
 from gptjax.experiment import Experiment, flatten
 from gptjax.models.decoder import param_axes
 from gptjax.parallel import DEFAULT_RULES
-from gptjax.parallel.mesh import AXES, MeshConfig, abstract_mesh, check_mesh, make_mesh
+from gptjax.parallel.mesh import AXES, abstract_mesh, check_mesh, make_mesh
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
 from gptjax.training.loop import to_mesh
 from gptjax.training.metrics import clock, peak_flops, short
@@ -45,10 +45,6 @@ class Plan:
     not_measured: str
 
 
-def _shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
-    return config.shape(max(devices, config.fsdp * config.tensor))
-
-
 def _bytes(leaf, mesh) -> int:
     """Bytes of one array on one device."""
     spec = leaf.sharding.spec if leaf.sharding is not None else ()
@@ -65,8 +61,9 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     """The plan of a run on its mesh, which need not exist here."""
     experiment.validate()
     devices = jax.device_count()
-    shape = _shape(experiment.mesh, devices)
-    check_mesh(experiment.mesh, math.prod(shape), experiment.mesh_refusal)
+    planned = max(devices, math.prod(experiment.mesh.shape(1)))
+    check_mesh(experiment.mesh, planned, experiment.mesh_refusal, devices)
+    shape = experiment.mesh.shape(planned)
     mesh = abstract_mesh(shape)
     config = experiment.model
     specs, axes = param_specs(config, mesh), param_axes(config)

@@ -95,7 +95,7 @@ def refused(capsys, tmp_path, monkeypatch, cache_dir):
         ("--exp=quickstart --data.corpus=files", "needs data.files"),
         ("--exp=quickstart --data.corpus=pycoda", "did you mean 'pycode'"),
         ("--exp=quickstart --train.tokens=0", "both 0"),
-        ("--exp=quickstart --dry-run --mesh.tensor=8", "num_heads = 2"),
+        ("--exp=quickstart --dry-run --mesh.tensor=16", "takes 16 .*there are 8; .*num_heads = 2"),
         ("--exp=quickstart --workdir=", "--workdir"),
     ],
 )

@@ -14,6 +14,8 @@ from gptjax.errors import BadInput, check_types
 
 AXES = ("data", "fsdp", "tensor")
 REST = -1
+MOST = 1 << 20  # devices: beyond any machine, near enough to answer at once
+TRIED = 64  # numbers of devices for which a mesh is looked for before none is named
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,20 @@ class MeshConfig:
         for name in ("fsdp", "tensor"):
             if getattr(self, name) < 1:
                 raise BadInput(f"mesh.{name} is {getattr(self, name)}; give 1 or more")
+        size = math.prod(self.shape(1))
+        if size > MOST:
+            raise BadInput(f"mesh.data x mesh.fsdp x mesh.tensor is {size}; give at most {MOST}")
 
 
 def possible_meshes(num_devices: int, fits) -> list[MeshConfig]:
-    """Every mesh over exactly `num_devices` for which `fits(data, fsdp, tensor)` holds."""
-    sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    """Every mesh over exactly `num_devices` for which `fits(data, fsdp, tensor)` is None."""
+    low = [n for n in range(1, math.isqrt(num_devices) + 1) if num_devices % n == 0]
+    sizes = sorted({*low, *(num_devices // n for n in low)})
     return [
         MeshConfig(num_devices // (fsdp * tensor), fsdp, tensor)
         for fsdp, tensor in itertools.product(sizes, sizes)
-        if num_devices % (fsdp * tensor) == 0 and fits(num_devices // (fsdp * tensor), fsdp, tensor)
+        if num_devices % (fsdp * tensor) == 0
+        and fits(num_devices // (fsdp * tensor), fsdp, tensor) is None
     ]
 
 
@@ -55,26 +62,53 @@ def _distance(wanted: MeshConfig, found: MeshConfig) -> float:
     return sum(abs(math.log2(max(a, 1) / b)) for a, b in pairs if a != REST)
 
 
-def check_mesh(config: MeshConfig, num_devices: int, fits=lambda data, fsdp, tensor: None) -> None:
+def check_mesh(
+    config: MeshConfig,
+    num_devices: int,
+    fits=lambda data, fsdp, tensor: None,
+    here: int | None = None,
+) -> None:
     """Refuse a mesh that the devices or the model cannot carry, naming the nearest possible ones.
 
-    `fits(data, fsdp, tensor)` returns None, or in words what stands against it.
+    `fits(data, fsdp, tensor)` returns None, or in words what stands against it. A plan may be of
+    more devices than are `here`.
     """
     config.validate()
+    here = num_devices if here is None else here
     shape = config.shape(num_devices)
-    reason = None
-    if math.prod(shape) > num_devices:
-        reason = f"it takes {math.prod(shape)} devices and there are {num_devices}"
-    elif config.data == REST and num_devices % (config.fsdp * config.tensor):
-        reason = f"fsdp x tensor = {config.fsdp * config.tensor} does not divide {num_devices}"
-    else:
-        reason = fits(*shape)
-    if reason is None:
+    size, inner = math.prod(shape), config.fsdp * config.tensor
+    divides = config.data != REST or num_devices % inner == 0
+    misfit = fits(*shape)
+    if size <= num_devices and divides and misfit is None:
         return
-    options = possible_meshes(num_devices, lambda *shape: fits(*shape) is None)
+    reasons = []
+    if size > here:
+        reasons.append(f"it takes {size} devices and {_are(here)}")
+    elif not divides:
+        reasons.append(f"fsdp x tensor = {inner} does not divide {num_devices} devices")
+    if misfit is not None:
+        reasons.append(misfit)
+    near = [_nearest(config, count, fits) for count in sorted({here, num_devices})]
+    raise BadInput(
+        f"the mesh {_words(config)} is impossible: {'; '.join(reasons)}; nearest possible: "
+        + "; ".join(near)
+    )
+
+
+def _nearest(config: MeshConfig, count: int, fits) -> str:
+    """The nearest meshes over `count` devices, or over fewer where there is none, in words."""
+    options = []
+    for size in range(count, max(count - TRIED, 0), -1):
+        options = possible_meshes(size, fits)
+        if options:
+            break
     options.sort(key=lambda option: _distance(config, option))
-    named = ", ".join(_words(option) for option in options[:3]) or "none on these devices"
-    raise BadInput(f"the mesh {_words(config)} is impossible: {reason}; nearest possible: {named}")
+    named = ", ".join(map(_words, options[:3])) or "none"
+    return f"{named} on {count} device{'s' * (count > 1)}"
+
+
+def _are(count: int) -> str:
+    return f"there are {count}" if count > 1 else "there is 1"
 
 
 def _words(config: MeshConfig) -> str:

@@ -40,6 +40,31 @@ def test_a_refusal_names_the_nearest_possible_meshes():
         check_mesh(MeshConfig(1, 1, 2), 8, three_heads)
 
 
+def test_a_plan_is_told_what_it_would_take_and_what_is_possible_here():
+    def two_heads(data, fsdp, tensor):
+        return f"2 heads by {tensor}" if 2 % tensor else None
+
+    words = r"takes 3 devices and there is 1; 2 heads by 3; .*: \(data=1, fsdp=1, tensor=1\) on 1 d"
+    for planned in (1, 3):
+        with pytest.raises(BadInput, match=words):
+            check_mesh(MeshConfig(tensor=3), planned, two_heads, here=1)
+    check_mesh(MeshConfig(fsdp=4, tensor=2), 8, two_heads, here=1)
+    with pytest.raises(BadInput, match="takes 8 devices and there is 1; nearest"):
+        check_mesh(MeshConfig(fsdp=4, tensor=2), 1, two_heads)
+
+
+def test_meshes_over_fewer_devices_are_named_where_no_other_is_possible():
+    def three_rows(data, fsdp, tensor):
+        return "3 rows" if 3 % (data * fsdp) or tensor > 2 else None
+
+    with pytest.raises(BadInput, match=r"possible: \(data=3, fsdp=1, tensor=2\), .* on 8 devices$"):
+        check_mesh(MeshConfig(), 8, three_rows)
+    with pytest.raises(BadInput, match="possible: none on 8 devices"):
+        check_mesh(MeshConfig(), 8, lambda *shape: "no")
+    with pytest.raises(BadInput, match="give at most 1048576"):
+        check_mesh(MeshConfig(1 << 20, 1 << 20, 1), 8)
+
+
 def test_rules():
     mesh, rules = abstract_mesh((2, 2, 2)), Rules()
     assert rules.spec(("embed", "heads", "head_dim"), (8, 4, 3), mesh) == P("fsdp", "tensor", None)
