@@ -12,23 +12,37 @@
 `python -m gptjax.scaling.laws runs.csv --law=chinchilla` does the same from the shell.
 """
 
+from gptjax.scaling.laws.envelope import Envelope, envelope
 from gptjax.scaling.laws.fit import Fit, fit_law
+from gptjax.scaling.laws.holdout import Holdout, Score, holdout
 from gptjax.scaling.laws.intervals import Bootstrap, Interval, bootstrap, profile
+from gptjax.scaling.laws.isoflop import Isoflop, Minimum, isoflop
 from gptjax.scaling.laws.law import Law, Parameter
 from gptjax.scaling.laws.optimum import Cost, Optimum
 from gptjax.scaling.laws.registry import LAWS, get_law
+from gptjax.scaling.laws.two_step import TwoStep, fit_two_step
 
 __all__ = [
     "LAWS",
     "Bootstrap",
     "Cost",
+    "Envelope",
     "Fit",
+    "Holdout",
     "Interval",
+    "Isoflop",
     "Law",
+    "Minimum",
     "Optimum",
     "Parameter",
+    "Score",
+    "TwoStep",
     "bootstrap",
+    "envelope",
     "fit_law",
+    "fit_two_step",
     "get_law",
+    "holdout",
+    "isoflop",
     "profile",
 ]
