@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws.inference import covariance, information, scale_of
+from gptjax.scaling.laws.inference import covariance, free_covariance, information, scale_of
 from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.objective import Objective, check_loss
 from gptjax.scaling.laws.optimum import (
@@ -20,6 +20,9 @@ from gptjax.scaling.laws.optimum import (
 from gptjax.scaling.laws.registry import get_law
 from gptjax.scaling.laws.solve import AGREE, Solution, coordinates_of, descend, hold
 from gptjax.scaling.table import FIELDS, LETTERS, Runs
+
+HOPS = 24
+LONGEST_HOP = 2.0  # in a raw coordinate
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +85,8 @@ class Fit:
             given["parameters"] = (C / (factor * D)) ** (1 / power)
         for name in self.law.variables:
             if name not in given:
-                raise BadInput(f"law {self.law.name!r} predicts from {', '.join(self.law.variables)};"
-                               f" give {name}=...")  # fmt: skip
+                wanted = ", ".join(self.law.variables)
+                raise BadInput(f"law {self.law.name!r} predicts from {wanted}; give {name}=...")
         return given
 
     def optimum(self, flops: float, decades: float = DECADES, **others: float) -> Optimum:
@@ -143,8 +146,8 @@ def fit_law(
     objective = build_objective(runs, law, loss, delta, fixed)
     if weights is not None:
         objective = replace(objective, weights=check_weights(weights, len(runs)))
-    solutions = search(objective, starts, seed)
-    fit = describe(runs, objective, solutions, fixed)
+    best, solutions = search(objective, starts, seed)
+    fit = describe(runs, objective, best, solutions, fixed)
     if diagnose:
         from gptjax.scaling.laws.flags import diagnosed
 
@@ -152,29 +155,53 @@ def fit_law(
     return fit
 
 
-def search(objective: Objective, starts: int, seed: int) -> list[Solution]:
-    """Solutions from `starts` starts, the best first."""
+def search(objective: Objective, starts: int, seed: int) -> tuple[Solution, list[Solution]]:
+    """(the best found, the solution of every start)."""
     random = np.random.default_rng(seed)
     solutions = []
     for _ in range(starts):
-        raw = objective.law.start(objective.x, log_target(objective), random)
+        raw = objective.law.start(objective.x, objective.y, random)
         solutions.append(descend(objective, coordinates_of(objective, raw)))
-    return sorted(solutions, key=lambda s: s.value)
+    best = min(solutions, key=lambda s: s.value)
+    if starts > 1 and objective.basis.shape[1]:
+        best = hop(objective, best, random)
+    return best, solutions
 
 
-def log_target(objective: Objective) -> np.ndarray:
-    """The targets as `Law.start` wants them."""
-    return objective.y
+def hop(objective: Objective, best: Solution, random: np.random.Generator) -> Solution:
+    """Descend again from points a few standard errors away, as long as that finds better.
+
+    With a small delta a law that bends in its parameters has many shallow optima about the best,
+    too close together for starts from afar to tell.
+    """
+    left = HOPS
+    while left:
+        covariance = free_covariance(objective, best.raw, scale_of(objective, best.raw))
+        lengths, directions = np.linalg.eigh(covariance)
+        steps = directions * np.sqrt(np.maximum(lengths, 0))
+        largest = np.abs(objective.basis @ steps).max(axis=0)
+        steps = steps * np.minimum(1.0, LONGEST_HOP / np.maximum(largest, 1e-300))
+        size = random.choice([0.5, 1.0, 2.0])
+        start = best.coordinates + steps @ random.standard_normal(len(lengths)) * size
+        found = descend(objective, start, first=False)
+        left -= 1
+        if found.value < best.value * (1 - AGREE):
+            best, left = found, max(left, HOPS // 2)
+    return best
 
 
 def describe(
-    runs: Runs, objective: Objective, solutions: list[Solution], fixed: dict[str, float]
+    runs: Runs,
+    objective: Objective,
+    best: Solution,
+    solutions: list[Solution],
+    fixed: dict[str, float],
 ) -> Fit:
-    """A `Fit` from the solutions of its starts, best first."""
-    law, best = objective.law, solutions[0]
+    """A `Fit` of the best solution, which the solutions of the starts may agree with."""
+    law = objective.law
     tolerance = AGREE * abs(best.value) + 1e-14 * objective.delta
     agreeing = [s for s in solutions if s.value <= best.value + tolerance]
-    values = [law.to_values(s.raw) for s in agreeing]
+    values = [law.to_values(s.raw) for s in [best, *agreeing]]
     free = [name for name in law.names if name not in fixed]
     spread = {name: float(np.ptp([v[name] for v in values])) for name in free}
     residual, _ = objective.residuals(best.raw)
@@ -235,7 +262,7 @@ def build_objective(
 
 
 def law_columns(runs: Runs, law: Law) -> dict[str, np.ndarray]:
-    """The columns that a law reads; BadInput for one that is missing, not finite or not positive."""
+    """The columns that a law reads; BadInput for one that is missing or has no usable number."""
     columns = {}
     for name in law.variables:
         values = runs.column(name)
@@ -258,10 +285,11 @@ def _check_values(runs: Runs, law: Law, name: str, values: np.ndarray, positive:
         raise BadInput(f"law {law.name!r} needs {name}, and no run has it")
     bad = ~np.isfinite(values) | ((values <= 0) if positive else False)
     if bad.any():
-        first = [f"{runs.names[i]} ({values[i]:g})" for i in np.flatnonzero(bad)[:3]]
+        first = ", ".join(f"{runs.names[i]} ({values[i]:g})" for i in np.flatnonzero(bad)[:3])
         more = f" and {bad.sum() - 3} more" if bad.sum() > 3 else ""
-        raise BadInput(f"{name} is not a {'positive ' if positive else ''}finite number in "
-                       f"{', '.join(first)}{more}; leave such runs out with runs.select")  # fmt: skip
+        kind = "positive finite" if positive else "finite"
+        raise BadInput(f"{name} is not a {kind} number in {first}{more}; leave such runs out with "
+                       "runs.select")  # fmt: skip
 
 
 def check_rows(runs: Runs, law: Law, columns: Mapping[str, np.ndarray], free: int) -> None:

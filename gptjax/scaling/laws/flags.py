@@ -90,7 +90,8 @@ def outlier_flags(fit):
     random = np.random.default_rng(0)
     raws = [fit.raw, *(fit.law.start(objective.x, objective.y, random) for _ in range(3))]
     solutions = [descend(objective, coordinates_of(objective, raw)) for raw in raws]
-    without = describe(kept, objective, sorted(solutions, key=lambda s: s.value), fit.fixed)
+    best = min(solutions, key=lambda s: s.value)
+    without = describe(kept, objective, best, solutions, fit.fixed)
     flags = []
     for name, error in fit.standard_errors.items():
         index = fit.law.index(name)

@@ -66,14 +66,18 @@ def _bend(objective: Objective, residual: np.ndarray) -> float:
 
 def covariance(objective: Objective, raw: np.ndarray, scale: Scale) -> np.ndarray:
     """[P, P], the sandwich estimate in raw coordinates; zero where something is held."""
+    return objective.basis @ free_covariance(objective, raw, scale) @ objective.basis.T
+
+
+def free_covariance(objective: Objective, raw: np.ndarray, scale: Scale) -> np.ndarray:
+    """[free, free], the same in the solver's coordinates."""
     _, slopes = objective.residuals(raw)
     slopes = np.einsum("pf,pn->fn", objective.basis, slopes)
     bread = np.linalg.pinv(np.einsum("fn,gn->fg", slopes * objective.weights, slopes), rcond=1e-12)
     middle = np.einsum("fn,gn->fg", slopes * objective.weights**2, slopes)
     per_run = scale.spread / max(np.mean(objective.weights), 1e-300)
     bend = scale.bend / max(np.mean(objective.weights), 1e-300)
-    inner = bread @ middle @ bread * per_run / bend**2
-    return objective.basis @ inner @ objective.basis.T
+    return bread @ middle @ bread * per_run / bend**2
 
 
 def information(objective: Objective, raw: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Approach 2 (arXiv 2203.15556): a parabola in log N per budget, and powers of C through the minima.
+"""Approach 2 (arXiv 2203.15556): a parabola in log N per budget, power laws through the minima.
 
 Loss rises far from the minimum faster on one side than on the other, so a parabola takes only the
 runs within a window around it. The intervals of minima come from redrawn residuals; the minima's
@@ -220,7 +220,7 @@ def _analyse(runs: Runs, group, window, resamples, seed, level):
     freedom = sum(len(p.z) - 3 for p in found)
     random = np.random.default_rng(seed)
     minima, columns = [], []
-    for p, design, inverse, mean in zip(found, designs, inverses, fitted, strict=True):
+    for p, inverse, mean in zip(found, inverses, fitted, strict=True):
         drawn = mean + random.choice(pooled, (resamples, len(p.z)))
         c = drawn @ inverse.T
         at = np.where(c[:, 2] > 0, -c[:, 1] / (2 * c[:, 2]), np.nan)

@@ -18,10 +18,18 @@ SAFE = 300.0  # logarithms beyond this are clipped before exp: a wild step gives
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a law; `log` ones are positive and fitted as their logarithm."""
+    """A parameter of a law; `log` ones are positive and fitted as their logarithm.
+
+    A law that goes flat beyond `limits` (in raw coordinates) is evaluated at the limit there.
+    """
 
     name: str
     log: bool
+    limits: tuple[float, float] = (-SAFE, SAFE)
+
+    def value(self, raw: float) -> float:
+        """The parameter at a raw coordinate."""
+        return float(np.exp(np.clip(raw, *self.limits)) if self.log else raw)
 
 
 class Law:
@@ -76,10 +84,7 @@ class Law:
 
     def to_values(self, raw: np.ndarray) -> dict[str, float]:
         """Raw coordinates as named parameters."""
-        return {
-            p.name: float(np.exp(np.clip(v, -SAFE, SAFE)) if p.log else v)
-            for p, v in zip(self.parameters, raw, strict=True)
-        }
+        return {p.name: p.value(v) for p, v in zip(self.parameters, raw, strict=True)}
 
     def to_raw(self, values: Mapping[str, float]) -> np.ndarray:
         """Named parameters (all of them) as raw coordinates; BadInput for a value out of range."""

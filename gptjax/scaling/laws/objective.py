@@ -21,8 +21,9 @@ def check_loss(loss: str, law: Law) -> str:
             f"loss is {loss!r}, not one of {', '.join(LOSSES)}{did_you_mean(loss, LOSSES)}"
         )
     if loss.endswith("_log") and not law.log_target:
-        raise BadInput(f"law {law.name!r} predicts {law.target}, whose residuals are not logarithms;"
-                       f" use loss='{loss.removesuffix('_log')}'")  # fmt: skip
+        plain = loss.removesuffix("_log")
+        raise BadInput(f"law {law.name!r} predicts {law.target}, which has no logarithm to fit: "
+                       f"use loss={plain!r}")  # fmt: skip
     return loss
 
 

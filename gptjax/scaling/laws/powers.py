@@ -16,6 +16,8 @@ import numpy as np
 
 from gptjax.scaling.laws.law import Law, Parameter, log_sum
 
+NORMS = (np.log(0.1), np.log(1e3))  # q beyond these changes nothing that could be seen
+TIED_BETAS = (np.log(1e-3), np.log(10.0))
 SYMBOLS = {"parameters": "N", "tokens": "D", "flops": "C"}
 
 
@@ -85,26 +87,28 @@ class QNorm(PowerTerms):
         )
         self.tied = not floor
         if self.tied:  # beta is positive, as 1 / beta is a norm
-            self.parameters = (*self.parameters[:3], Parameter("beta", True))
+            self.parameters = (*self.parameters[:3], Parameter("beta", True, TIED_BETAS))
         else:
-            self.parameters = (*self.parameters, Parameter("q", True))
+            self.parameters = (*self.parameters, Parameter("q", True, NORMS))
 
     def evaluate(self, raw, x):
         if self.tied:
-            beta = np.exp(np.clip(raw[3], -12, 3))
+            beta = np.exp(np.clip(raw[3], *TIED_BETAS))
             q, exponents, first = 1 / beta, np.array([raw[2], beta]), 0
         else:
-            q, exponents, first = np.exp(np.clip(raw[5], -4, 12)), raw[3:5], 1
+            q, exponents, first = np.exp(np.clip(raw[5], *NORMS)), raw[3:5], 1
         powers = raw[first : first + 2, None] - exponents[:, None] * x
         joined, share = log_sum(q * powers)
         joined = joined / q
         by_log_q = (share * powers).sum(axis=0) - joined
         if self.tied:
-            by_log_beta = -by_log_q - beta * share[1] * x[1]
+            free = float(TIED_BETAS[0] < raw[3] < TIED_BETAS[1])
+            by_log_beta = (-by_log_q - beta * share[1] * x[1]) * free
             return joined, np.stack([share[0], share[1], -share[0] * x[0], by_log_beta])
         y, of = log_sum(np.stack([np.broadcast_to(raw[0], joined.shape), joined]))
         share = share * of[1]
-        return y, np.concatenate([of[:1], share, -share * x, (of[1] * by_log_q)[None]])
+        free = float(NORMS[0] < raw[5] < NORMS[1])
+        return y, np.concatenate([of[:1], share, -share * x, (of[1] * by_log_q * free)[None]])
 
     def start(self, x, y, random):
         if not self.tied:

@@ -13,6 +13,8 @@ import numpy as np
 
 from gptjax.scaling.laws.law import Law, Parameter, log_sum
 
+WIDTHS = (np.log(0.02), np.log(20.0))  # a break is at least this sharp and this wide, in log x
+
 
 class DataConstrained(Law):
     """E + A N'^-alpha + B D'^-beta, where N' and D' are worth of N and D on U unique tokens.
@@ -64,8 +66,9 @@ class DataConstrained(Law):
         E = low * random.uniform(0.2, 0.98)
         alpha, beta = random.uniform(0.15, 0.6, 2)
         shares = random.dirichlet([2.0, 2.0]) * max(level - E, 0.02 * level)
-        raw = [np.log(E), *(np.log(shares) + [alpha * x[0].mean(), beta * x[1].mean()])]
-        return np.array([*raw, np.log(alpha), np.log(beta), *np.log(random.uniform(1, 30, 2))])
+        a, b = np.log(shares) + np.array([alpha, beta]) * x[:2].mean(axis=1)
+        repeats = np.log(random.uniform(1, 30, 2))
+        return np.array([np.log(E), a, b, np.log(alpha), np.log(beta), *repeats])
 
     def centring(self, x):
         T = np.eye(7)
@@ -79,7 +82,7 @@ class DataConstrained(Law):
 
 def _worth(base, log_x, r):
     """log x' for log x >= base, and its slopes by base and by log r."""
-    repeats = np.expm1(np.maximum(log_x - base, 0.0))
+    repeats = np.expm1(np.clip(log_x - base, 0.0, 60.0))
     decay = np.exp(-repeats / r)
     gained = -r * np.expm1(-repeats / r)
     factor = 1 + gained
@@ -156,22 +159,24 @@ class BrokenPower(Law):
             Parameter("E", True),
             Parameter("A", True),
             Parameter("c0", False),
-            *(
-                Parameter(f"{letter}{i}", letter != "c")
-                for i in range(1, breaks + 1)
-                for letter in "cdf"
-            ),
         )
+        for i in range(1, breaks + 1):
+            self.parameters += (
+                Parameter(f"c{i}", False),
+                Parameter(f"d{i}", True),
+                Parameter(f"f{i}", True, WIDTHS),
+            )
 
     def evaluate(self, raw, x):
         x = x[0]
         power, rows = raw[1] - raw[2] * x, []
         for c, d, f in raw[3:].reshape(-1, 3):
-            width = np.exp(np.clip(f, -5, 5))
+            width = np.exp(np.clip(f, *WIDTHS))
             z = (x - d) / width
             soft, gate = np.logaddexp(0, z), 0.5 * (1 + np.tanh(0.5 * z))
             power = power - c * width * soft
-            rows += [-width * soft, c * gate, -c * width * (soft - z * gate)]
+            free = float(WIDTHS[0] < f < WIDTHS[1])
+            rows += [-width * soft, c * gate, -c * width * (soft - z * gate) * free]
         y, share = log_sum(np.stack([np.full_like(x, raw[0]), power]))
         slopes = [np.ones_like(x), -x, *rows]
         return y, np.concatenate([share[:1], share[1] * np.stack(slopes)])
