@@ -86,6 +86,11 @@ class DataConfig:
                 f"data.files is given but data.corpus is {self.corpus!r}; "
                 "set data.corpus to 'files'"
             )
+        for path in (*self.files, self.tokenizer_file, self.cache_dir):
+            if "\0" in path:
+                raise BadInput(f"data: {path!r} holds NUL, which no path does")
+        if "" in self.files:
+            raise BadInput("data.files holds an empty name; give globs such as 'texts/*.txt'")
         if not self.text_key:
             raise BadInput("data.text_key is empty; name the field with the text, often 'text'")
 
@@ -124,7 +129,15 @@ class DataConfig:
 def cache_root(config: DataConfig) -> Path:
     """The folder that holds prepared corpora, tokenizers and tokens."""
     chosen = config.cache_dir or os.environ.get("GPTJAX_CACHE") or "~/.cache/gptjax"
-    return Path(chosen).expanduser().absolute()
+    return absolute(chosen, "data.cache_dir" if config.cache_dir else "GPTJAX_CACHE")
+
+
+def absolute(path: str, name: str) -> Path:
+    """A path that the user gave as `name`, from the root, with ~ replaced."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise BadInput(f"{name} is {path!r}: {error}") from None
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -18,11 +18,14 @@ from typing import Protocol
 
 import numpy as np
 
+from gptjax.data.config import absolute
 from gptjax.errors import BadInput
 
 RECORD = "tokenizer.json"
 MODEL = "tokenizer.model"
 SENTENCE_BYTES = 4000  # training text is handed over in pieces of about this size
+MAX_MODEL_BYTES = 1 << 28  # a million pieces take some 20 MB
+NO_LOG = 3  # sentencepiece's errors reach us as exceptions; its log of them would go to stderr
 TRAINER_THREADS = 2  # fixed, since the unigram trainer sums in an order that depends on it
 
 FIRST_SYMBOL = 0x100  # the character that id 0 of a `SymbolTokenizer` stands for
@@ -154,9 +157,10 @@ class SentencePieceTokenizer:
         self.kind = kind
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
+        sentencepiece.set_min_log_level(NO_LOG)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size = self._processor.vocab_size()
+            self.vocab_size = self._processor.vocab_size() if model else 0
         except (RuntimeError, ValueError, TypeError):
             self.vocab_size = 0
         if not self.vocab_size:
@@ -267,7 +271,7 @@ def train_sentencepiece(
             eos_id=-1,
             pad_id=-1,
             num_threads=TRAINER_THREADS,
-            minloglevel=2,
+            minloglevel=NO_LOG,
         )
     except (RuntimeError, OSError) as error:
         raise BadInput(_training_failure(kind, vocab_size, str(error))) from error
@@ -304,8 +308,13 @@ def load_tokenizer(folder: str | Path, sha256: str = "") -> Tokenizer:
 
 def read_sentencepiece(path: str, kind: str) -> SentencePieceTokenizer:
     """The tokenizer in a user's sentencepiece model file."""
+    file = absolute(path, "data.tokenizer_file")
     try:
-        model = Path(path).expanduser().read_bytes()
+        if file.exists() and not file.is_file():  # a pipe or a device might never end
+            raise BadInput(f"data.tokenizer_file {path} is not a file; give sentencepiece's .model")
+        if file.stat().st_size > MAX_MODEL_BYTES:
+            raise BadInput(f"data.tokenizer_file {path} is too large for a sentencepiece model")
+        model = file.read_bytes()
     except OSError as error:
         raise BadInput(f"data.tokenizer_file {path} cannot be read: {error.strerror}") from error
     return SentencePieceTokenizer(model, kind, f"data.tokenizer_file {path}")

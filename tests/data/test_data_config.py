@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gptjax.data import DataConfig
+from gptjax.data.config import cache_root
 from gptjax.errors import BadInput
 
 BASE = DataConfig()
@@ -63,3 +64,15 @@ def test_importing_the_data_package_imports_nothing_heavy():
     code = f"import sys, gptjax.data; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_paths_that_no_system_has_are_refused():
+    for changes, message in [
+        ({"corpus": "files", "files": ("",)}, "holds an empty name"),
+        ({"cache_dir": "a\0b"}, "holds NUL"),
+        ({"tokenizer": "bpe", "tokenizer_file": "\0"}, "holds NUL"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            replace(BASE, **changes).validate()
+    with pytest.raises(BadInput, match="data.cache_dir is '~nobody-of-that-name'"):
+        cache_root(replace(BASE, cache_dir="~nobody-of-that-name"))

@@ -1,6 +1,7 @@
 """Round trips of every tokenizer, exact byte counts, and models that are not the run's."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -136,3 +137,25 @@ def test_a_foreign_model_is_fed_plain_text_and_says_whether_it_is_exact():
     foreign = SentencePieceTokenizer(model.getvalue(), "bpe")
     assert not foreign.escapes and not foreign.exact
     assert foreign.decode(foreign.encode("def f1(x)")) == "def f1(x)"
+
+
+def test_what_is_no_model_is_one_line_without_noise(tmp_path, capfd):
+    (tmp_path / "empty.model").touch()
+    (tmp_path / "random.model").write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path / "part.model").write_bytes(b"\x1a\x04\x10\x01\x18\x02")  # settings without pieces
+    os.mkfifo(tmp_path / "pipe.model")
+    for name, words in {
+        "empty.model": "is not a sentencepiece model",
+        "random.model": "is not a sentencepiece model",
+        "part.model": "is not a sentencepiece model",
+        "pipe.model": "is not a file",
+        "": "is not a file",
+        "none.model": "cannot be read: No such file",
+        "empty.model/x": "cannot be read: Not a directory",
+        "~nobody-of-that-name/x": "home directory",
+        "/dev/null": "is not a file",
+    }.items():
+        path = name if name[:1] in ("~", "/") else str(tmp_path / name)
+        with pytest.raises(BadInput, match=words):
+            read_sentencepiece(path, "bpe")
+    assert capfd.readouterr() == ("", "")
