@@ -7,9 +7,9 @@ A step is one folder, committed by one rename:
 orbax restores flipped bits and other dtypes without a word, so neither is left to it here.
 """
 
-import contextlib
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,7 @@ from gptjax.training.restore import (
     Restored,
     check_step_files,
     committed_steps,
+    everywhere,
     leaf_table,
     load_step,
     nested,
@@ -90,6 +91,7 @@ class Checkpointer:
         state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
         record = self._record(step, state, data_state, extra)
         stored = nested(leaf_names(state), map(stored_form, jax.tree.leaves(state)))
+        self._check_room(step, stored)
         try:
             self._writer.save(
                 self.folder / str(step),
@@ -142,7 +144,6 @@ class Checkpointer:
                 self._report(f"checkpoint {folder} is damaged: {error}")
                 continue
             self._good.add(step)
-            self._prove(folder)
             if self._damaged:
                 self._report(f"going on from step {step}, the newest good checkpoint")
             return restored
@@ -163,6 +164,7 @@ class Checkpointer:
         self._clear()
         for step in self._damaged & set(self.steps()):
             self._set_aside(step)
+        _pass_over_closed_loops()
         self._writer = ocp.AsyncCheckpointer(
             orbax_handler(),
             # Made at once, so that a disk that takes no folder says so in `save`.
@@ -173,13 +175,22 @@ class Checkpointer:
         if self._first:
             for pattern in (f"*{_UNFINISHED}*", f".*{_DELETED}"):
                 for path in self.folder.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
+
+    def _check_room(self, step: int, stored) -> None:
+        """Refuse a save that cannot fit, before anything of it is written."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(stored))
+        disk = shutil.disk_usage(self.folder)
+        # Some network file systems know no sizes and say 0 of 0.
+        if everywhere(disk.free >= needed or not disk.total):
+            return
+        self._refuse(step, f"the disk is full ({needed:,} bytes to write, {disk.free:,} free)")
 
     def _set_aside(self, step: int) -> None:
         """Keep a damaged step for the curious, out of the way of the new one."""
         if self._first:
             aside = self.folder / f"{step}{_DAMAGED}"
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             os.rename(self.folder / str(step), aside)
             self._report(f"the damaged checkpoint of step {step} is kept as {aside}")
         self._damaged.discard(step)
@@ -189,17 +200,11 @@ class Checkpointer:
         folder = self.folder / str(step)
         if step not in self._good:
             try:
-                if check_step_files(folder, self._report):
-                    self._good.add(step)
+                check_step_files(folder, self._report)
+                self._good.add(step)
             except DamagedData as error:
                 self._report(f"checkpoint {folder} is damaged: {error}")
         return step in self._good
-
-    def _prove(self, folder: Path) -> None:
-        """Write a manifest that was lost, where that is allowed: the arrays have been verified."""
-        if self._first and not integrity.has_manifest(folder):
-            with contextlib.suppress(OSError, BadInput):
-                integrity.write_manifest(folder)
 
     def _record(self, step: int, state, data_state: dict, extra: dict) -> dict:
         leaves = leaf_table(state)
@@ -237,7 +242,7 @@ class Checkpointer:
             if step not in newest and not forever:
                 gone = self.folder / f".{step}{_DELETED}"
                 os.rename(self.folder / str(step), gone)
-                shutil.rmtree(gone, ignore_errors=True)
+                _remove(gone)
 
     def _raise_failure(self) -> None:
         if self._failure is None:
@@ -245,10 +250,40 @@ class Checkpointer:
         (step, error), self._failure = self._failure, None
         self._clear()  # a part of a step only takes room
         reason = storage_failure(error)
-        left = ", ".join(map(str, self.steps())) or "none"
         if reason is None:
             raise RuntimeError(f"the checkpoint of step {step} was not written") from error
+        self._refuse(step, reason, error)
+
+    def _refuse(self, step: int, reason: str, error: BaseException | None = None):
+        left = ", ".join(map(str, self.steps())) or "none"
         raise BadInput(
             f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; "
             f"steps that stay loadable: {left}"
         ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _pass_over_closed_loops() -> None:
+    """Keep what a failed write leaves behind from being printed; the failure itself is raised.
+
+    orbax closes its event loop at the first array that cannot be written. The others are still on
+    their way: tensorstore's threads find the loop closed, and each prints a traceback by
+    `sys.unraisablehook`. Everything else goes to the hook that stood there before.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "passes_over_closed_loops", False):
+        return
+
+    def hook(unraisable) -> None:
+        value = unraisable.exc_value
+        if not (isinstance(value, RuntimeError) and str(value) == "Event loop is closed"):
+            before(unraisable)
+
+    hook.passes_over_closed_loops = True
+    sys.unraisablehook = hook

@@ -2,8 +2,7 @@
 
 A step carries a manifest of its files (sizes and sha256) and a JSON record, sealed by its own
 hash, with the fingerprint of every array taken before it was written. The manifest names the file
-that changed; the fingerprints also catch what changed between the device and the disk, and judge
-a step whose manifest is lost.
+that changed; the fingerprints also catch what changed between the device and the disk.
 """
 
 import hashlib

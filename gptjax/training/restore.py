@@ -1,5 +1,6 @@
 """Reading one step of a checkpoint, with every proof it carries, onto any mesh."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def _from_first(text: str) -> str:
     return words.tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
-def _everywhere(fine: bool) -> bool:
+def everywhere(fine: bool) -> bool:
     """Whether all processes are fine."""
     if jax.process_count() == 1:
         return fine
@@ -166,18 +167,26 @@ def _everywhere(fine: bool) -> bool:
 
 
 def committed_steps(folder: Path) -> list[int]:
+    """Steps that stand in a checkpoints folder, newest last, unverified."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+    names = [path.name for path in folder.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
-def check_step_files(folder: Path, report: Callable[[str], None]) -> bool:
-    """Whether the step has a manifest, and then that the files agree with it (DamagedData)."""
-    problem, proven = "", "no"
+def check_step_files(folder: Path, report: Callable[[str], None]) -> None:
+    """Compare a step's files with its manifest; DamagedData names the first that differs.
+
+    The manifest is part of the commit: a step without one is not what was written.
+    """
+    problem = ""
     if jax.process_index() == 0:
         try:
-            if integrity.has_manifest(folder):
-                proven = "yes"
+            if not folder.is_dir():
+                problem = "it is a file and no folder"
+            elif not integrity.has_manifest(folder):
+                problem = f"{integrity.MANIFEST} is missing"
+            else:
                 for name in sorted(set(integrity.check_files(folder)) - BOOKKEEPING):
                     report(f"{folder / name} is not part of the checkpoint and is not read")
         except DamagedData as error:
@@ -187,7 +196,6 @@ def check_step_files(folder: Path, report: Callable[[str], None]) -> bool:
     problem = _from_first(problem)
     if problem:
         raise DamagedData(problem)
-    return _from_first(proven) == "yes"
 
 
 def load_step(
@@ -197,7 +205,7 @@ def load_step(
 
     DamagedData when the step is not what was written; BadInput when it is another state.
     """
-    proven = check_step_files(folder, report)
+    check_step_files(folder, report)
     try:
         record = integrity.unseal(folder / RECORD)
     except DamagedData:
@@ -215,22 +223,12 @@ def load_step(
         entries = {n: e for n, e in entries.items() if n == part or n.startswith(f"{part}/")}
     differences = integrity.leaf_differences(entries, leaf_table(like))
     if differences:
-        more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+        more = f"; and {len(differences) - 3} more arrays" if len(differences) > 3 else ""
         raise BadInput(
             f"{folder} holds another state than this run (there: the checkpoint, here: the run): "
-            f"{'; '.join(differences[:8])}{more}"
+            f"{'; '.join(differences[:3])}{more}"
         )
-    state, failure = None, None
-    try:
-        state = _read_arrays(folder, like, record["leaves"])
-    except Exception as error:
-        # Files that are proven whole and still cannot be read are no damage to step over.
-        if proven or isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        failure = error
-    if not _everywhere(failure is None):
-        text = str(failure).strip().partition("\n")[0][:200]
-        raise DamagedData(f"its arrays cannot be read ({text})") from failure
+    state = _read_arrays(folder, like, record["leaves"])
     found = fingerprints(state)
     wrong = [name for name, word in found.items() if word != entries[name]["fingerprint"]]
     if wrong:

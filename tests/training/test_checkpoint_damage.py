@@ -117,28 +117,37 @@ def test_other_damage(folder, what):
         assert restored.step == 10 and "20 is damaged" in lines[0]
 
 
-def test_without_a_manifest_a_good_step_is_proven_by_its_arrays(folder):
+def test_a_step_without_its_manifest_is_named_and_passed_over(folder):
     (folder / "20" / integrity.MANIFEST).unlink()
-    assert restore(folder)[0].step == 20
-    assert integrity.has_manifest(folder / "20")  # from now on its files are known
-
-
-def test_without_a_manifest_damage_is_found_by_fingerprint(folder):
-    (folder / "20" / integrity.MANIFEST).unlink()
-    record = folder / "20" / "record" / "record.json"
-    content = record.read_text()
-    assert '"position": 20' in content
-    record.write_text(content.replace('"position": 20', '"position": 21'))
     restored, lines = restore(folder)
-    assert restored.step == 10 and "own hash" in lines[0]
-    record.write_text(content)
+    assert restored.step == 10 and "20 is damaged: files.json is missing" in lines[0]
+    assert not integrity.has_manifest(folder / "20")
+    (folder / "10" / integrity.MANIFEST).unlink()
+    with pytest.raises(DamagedData, match=r"no good checkpoint .* all of \[10, 20\]"):
+        restore(folder)
+
+
+def test_a_file_in_the_place_of_a_step_is_named_and_passed_over(folder):
+    for name in ("30", "040", "²"):  # only the first is the name of a step
+        (folder / name).write_text("x")
+    lines = []
+    checkpointer = Checkpointer(folder, report=lines.append)
+    assert checkpointer.restore(LIKE).step == 20
+    assert "30 is damaged: it is a file and no folder" in lines[0] and len(lines) == 2
+    checkpointer.save(30, state_of(30), {}, {})
+    checkpointer.close()
+    assert restore(folder)[0].step == 30 and (folder / "30.damaged").read_text() == "x"
+
+
+def test_what_changed_before_the_manifest_is_found_by_fingerprint(folder):
     # The values of w lie in one of the large files: flip inside each of them.
     for path in files_of(folder / "20"):
         if path.stat().st_size > 101 * 67 * 4:
             flip(path, place=0.5, bit=0)
+    (folder / "20" / integrity.MANIFEST).unlink()
+    integrity.write_manifest(folder / "20")
     restored, lines = restore(folder)
-    assert restored.step == 10 and "params/w" in lines[0]
-    assert not integrity.has_manifest(folder / "20")
+    assert restored.step == 10 and "the values of params/w are not those computed" in lines[0]
 
 
 def test_a_kill_right_after_the_commit_leaves_a_proven_step(folder, tmp_path, monkeypatch):
@@ -159,17 +168,6 @@ def test_a_kill_right_after_the_commit_leaves_a_proven_step(folder, tmp_path, mo
     flip(largest(kept / "30"))
     with pytest.raises(DamagedData):
         restore(kept)
-
-
-def test_without_a_manifest_half_a_step_is_passed_over(folder):
-    (folder / "20" / integrity.MANIFEST).unlink()
-    largest(folder / "20").unlink()
-    (folder / "10" / integrity.MANIFEST).unlink()
-    restored, lines = restore(folder)
-    assert restored.step == 10 and "20 is damaged" in lines[0]
-    shutil.rmtree(folder / "10" / "record")
-    with pytest.raises(DamagedData, match=r"no good checkpoint .* all of \[10, 20\]"):
-        restore(folder)
 
 
 def test_a_save_that_was_cut_off_is_named(folder):
