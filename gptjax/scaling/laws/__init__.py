@@ -20,6 +20,7 @@ from gptjax.scaling.laws.isoflop import Isoflop, Minimum, isoflop
 from gptjax.scaling.laws.law import Law, Parameter
 from gptjax.scaling.laws.optimum import Cost, Optimum
 from gptjax.scaling.laws.registry import LAWS, get_law
+from gptjax.scaling.laws.summary import holdout_summary, isoflop_summary, summary
 from gptjax.scaling.laws.two_step import TwoStep, fit_two_step
 
 __all__ = [
@@ -43,6 +44,9 @@ __all__ = [
     "fit_two_step",
     "get_law",
     "holdout",
+    "holdout_summary",
     "isoflop",
+    "isoflop_summary",
     "profile",
+    "summary",
 ]

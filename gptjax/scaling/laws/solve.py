@@ -57,7 +57,7 @@ def descend(objective: Objective, coordinates: np.ndarray, first: bool = True) -
         gain = value - lower
         if gain > 0:
             point, value = new, lower
-        if gain <= 1e-9 * abs(value):
+        if gain <= max(1e-9 * abs(value), 1e-12 * scale):
             converged = value < 1e30
             break
     return Solution(point, objective.raw(point), value, converged)
