@@ -1,0 +1,76 @@
+"""The training curves of a sweep's points, thinned, and what a step took without compilation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.errors import BadInput
+from gptjax.scaling.table import Runs
+from gptjax.sweeps.folder import SweepFolder
+from gptjax.training.workdir import MetricsLog
+
+POINTS = 120  # of a thinned curve, evenly in log steps
+SMOOTH = 0.02  # the trailing mean takes this share of the steps so far
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Training loss along one run, a trailing mean, each [points]."""
+
+    flops: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+    seconds: float  # of all steps but for what the first took: compilation and the loading of data
+
+
+def read_curve(metrics: Path) -> Curve | None:
+    """The curve in a metrics.jsonl; None when there are not two finite steps in it."""
+    try:
+        rows = [row for row in MetricsLog(metrics).rows() if "loss" in row and "flops" in row]
+    except (BadInput, OSError):  # a damaged log costs its curve, not the report
+        return None
+    loss = np.array([row["loss"] for row in rows], dtype=float)
+    rows = [row for row, good in zip(rows, np.isfinite(loss), strict=True) if good]
+    if len(rows) < 2:
+        return None
+    loss = loss[np.isfinite(loss)]
+    flops, tokens, seconds, step = (
+        np.array([row.get(name, np.nan) for row in rows], dtype=float)
+        for name in ("flops", "tokens", "seconds", "step")
+    )
+    mean = _trailing_mean(loss)
+    chosen = np.unique(np.geomspace(1, len(rows), POINTS).round().astype(int)) - 1
+    steps = step[-1] - step[0]
+    per_step = (seconds[-1] - seconds[0]) / steps if steps > 0 else np.nan
+    return Curve(flops[chosen], tokens[chosen], mean[chosen], float(per_step * step[-1]))
+
+
+def _trailing_mean(loss: np.ndarray) -> np.ndarray:
+    """Over the last 2% of the steps so far, at least one."""
+    end = np.arange(1, len(loss) + 1)
+    begin = np.maximum(end - np.maximum((SMOOTH * end).astype(int), 1), 0)
+    total = np.concatenate([[0.0], np.cumsum(loss)])
+    return (total[end] - total[begin]) / (end - begin)
+
+
+def read_curves(folder: SweepFolder) -> dict[str, Curve]:
+    """By point, for those that have one."""
+    found = {name: read_curve(folder.workdir(name) / "metrics.jsonl") for name in folder.points}
+    return {name: curve for name, curve in found.items() if curve is not None}
+
+
+def curve_table(runs: Runs, curves: dict[str, Curve]) -> Runs:
+    """The curves of these runs as a table of checkpoints, for approach 1; rows share a name."""
+    parts = [
+        Runs.of(
+            curves[name].loss,
+            parameters=runs.parameters[i],
+            tokens=curves[name].tokens,
+            flops=curves[name].flops,
+            names=[name] * len(curves[name].loss),
+        )
+        for i, name in enumerate(runs.names)
+        if name in curves
+    ]
+    return Runs.concatenate(parts) if parts else Runs.of([])
