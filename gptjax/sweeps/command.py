@@ -12,11 +12,14 @@ from gptjax.training.metrics import clock, short
 def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
     """Print every point with its size and cost, and what they come to."""
     from gptjax.sweeps.folder import matching
-    from gptjax.sweeps.timing import seconds_per_step
 
     chosen = set(matching(sweep.name, {p.name: p for p in sweep.points}, only))
     points = tuple(point for point in sweep.points if point.name in chosen)
-    seconds = {} if sweep.plan_only else seconds_per_step(points)
+    seconds: dict[str, float | str] = {}
+    if not sweep.plan_only:
+        from gptjax.sweeps.timing import seconds_per_step
+
+        seconds = seconds_per_step(points)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("point", overflow="fold")
     columns = ("group", "parameters", "tokens", "tokens/param", "steps", "FLOPs", "time", "program")

@@ -81,6 +81,7 @@ class Ledger:
         with storage_errors(f"use {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "events.jsonl"
+        self._held: dict[str, Lease] = {}
 
     # ---------------------------------------------------------------- reading
 
@@ -196,7 +197,16 @@ class Ledger:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
                 raise
-        return Lease(point, path, descriptor)
+        self._held[point] = Lease(point, path, descriptor)
+        return self._held[point]
+
+    def held(self) -> list[Lease]:
+        """What this process holds through this object."""
+        return list(self._held.values())
+
+    def _close(self, lease: Lease) -> None:
+        self._held.pop(lease.point, None)
+        lease.close()
 
     def finish(self, lease: Lease, status: Status, figures: dict, error: str = "") -> None:
         """Write down what a point came to, and give it back."""
@@ -206,7 +216,7 @@ class Ledger:
                 done = {"status": status, "figures": figures, "error": error, "deaths": 0}
                 self._write(lease.point, dataclasses.replace(state, **done))
                 self._note(lease.point, status)
-            lease.close()
+            self._close(lease)
 
     def failed(self, lease: Lease, error: str, attempts: int) -> None:
         """Count an exception; the point is tried again until it has failed `attempts` times."""
@@ -217,13 +227,14 @@ class Ledger:
             changed = {"failures": failures, "error": error, "status": status}
             self._write(lease.point, dataclasses.replace(state, **changed))
             self._note(lease.point, "failed" if status == "failed" else "retry", error=error)
-            lease.close()
+            self._close(lease)
 
     def give_back(self, lease: Lease) -> None:
         """Stop working on a point that is not finished, as a preempted run does."""
         with self._locked():
-            self._note(lease.point, "given back")
-            lease.close()
+            if lease.point in self._held:
+                self._note(lease.point, "given back")
+                self._close(lease)
 
     def reset(self, point: str) -> None:
         """Make a failed point wait again; its checkpoints stay."""

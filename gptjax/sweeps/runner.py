@@ -85,7 +85,7 @@ def _unclaimed(folder: SweepFolder, names: list[str]) -> tuple[int, int]:
 
 def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) -> None:
     """Keep workers alive until every point is finished."""
-    from gptjax.training.loop import Preempted
+    from gptjax.training.signals import Preempted
 
     left, _ = _unclaimed(folder, names)
     if not left:

@@ -76,6 +76,7 @@ class Sweep:
     analysis: Analysis = field(default_factory=Analysis)
     budget: float = 0.0  # FLOPs that the whole sweep may take; 0: whatever it takes
     attempts: int = 3  # starts of a failing point before it is reported
+    share_trunks: bool = False  # runs that differ in length alone share their beginning
     plan_only: bool = False  # a plan with its cost, too large for this code to start it unasked
 
     @functools.cached_property

@@ -18,7 +18,8 @@ from pathlib import Path
 from gptjax import allocator
 from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
 from gptjax.sweeps.folder import SweepFolder
-from gptjax.sweeps.ledger import Lease
+from gptjax.sweeps.ledger import Lease, Ledger
+from gptjax.training.signals import LeaveAtOnce, Preempted
 
 Say = Callable[[str], None]
 
@@ -43,7 +44,7 @@ def run_point(folder: SweepFolder, lease: Lease, say: Say = print) -> None:
     Preempted and KeyboardInterrupt pass through after the point was given back.
     """
     from gptjax.runs import fit
-    from gptjax.training.loop import Diverged, Preempted
+    from gptjax.training.loop import Diverged
 
     point, ledger = folder.points[lease.point], folder.ledger
     try:
@@ -76,6 +77,23 @@ def work(folder: SweepFolder, names: list[str], say: Say = print) -> int:
     return begun
 
 
+class GiveBack(LeaveAtOnce):
+    """A signal outside the training loop gives the claimed point back before it ends the worker.
+
+    Inside the loop `fit` answers signals itself: it saves first.
+    """
+
+    def __init__(self, ledger: Ledger):
+        super().__init__()
+        self.ledger = ledger
+
+    def arrived(self, number: int) -> None:
+        for lease in self.ledger.held():
+            with suppress(OSError):
+                self.ledger.give_back(lease)
+        super().arrived(number)
+
+
 def die_with_parent() -> None:
     """Ask the kernel for a SIGTERM when the runner dies, so that no worker is left alone."""
     PR_SET_PDEATHSIG = 1
@@ -99,12 +117,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.sched_setaffinity(0, {int(cpu) for cpu in given.cpus.split(",")})
     allocator.tune()
     from gptjax.command_line import use_compilation_cache
-    from gptjax.training.loop import Preempted
 
     use_compilation_cache()
     try:
         folder = SweepFolder.open(given.folder)
-        work(folder, folder.select(tuple(given.only)), lambda text: print(text, flush=True))
+        with GiveBack(folder.ledger):
+            work(folder, folder.select(tuple(given.only)), lambda text: print(text, flush=True))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
