@@ -1,5 +1,6 @@
 """The population loss against the entropy, against samples, and on a mesh."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,7 +12,11 @@ from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, OptimConfi
 from gptjax.data import prepare
 from gptjax.data.zipf import ZipfFacts, entropy, probabilities, sequences, value_table
 from gptjax.errors import BadInput
-from gptjax.evaluation.population_loss import make_population_loss, population_loss
+from gptjax.evaluation.population_loss import (
+    exact_figures,
+    make_population_loss,
+    population_loss,
+)
 from gptjax.models.decoder import Decoder, Output
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
@@ -136,6 +141,16 @@ def test_chunks_and_meshes_change_nothing(trained):
     with jax.set_mesh(wide):
         split = population_loss(apply, moved, FACTS, mesh=wide, chunk=128)
     assert split.by_position == pytest.approx(one.by_position, rel=1e-5)
+
+
+def test_figures_for_a_result(trained):
+    experiment, _, mesh, params = trained
+    apply = Decoder(experiment.model).apply
+    figures = exact_figures(experiment.data, apply, params, mesh)
+    assert figures["entropy"] == entropy(FACTS).per_token < figures["population_loss"]
+    many = dataclasses.replace(FACTS, keys=1 << 20, values=1000)
+    for other in (DataConfig(), dataclasses.replace(experiment.data, facts=many)):
+        assert exact_figures(other, apply, params, mesh) == {}
 
 
 def test_too_many_facts_are_refused():
