@@ -133,6 +133,14 @@ class Experiment:
                 f"{self.model.vocab_size}; give --model.vocab_size={self.data.vocab_size}"
             )
 
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse a tokenizer with more ids than the model has."""
+        if size > self.model.vocab_size:
+            raise BadInput(
+                f"model.vocab_size = {self.model.vocab_size} is smaller than the tokenizer's "
+                f"{size}; give --model.vocab_size={size}"
+            )
+
     def mesh_refusal(self, data: int, fsdp: int, tensor: int) -> str | None:
         """What stands against this mesh in words, or None."""
         model, rows = self.model, self.data.batch_size // self.optim.accumulation

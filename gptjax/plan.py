@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.data.check import check as check_data
 from gptjax.experiment import Experiment, flatten
 from gptjax.models.decoder import param_axes
 from gptjax.parallel import DEFAULT_RULES
@@ -58,8 +59,9 @@ def _tree_bytes(tree, mesh) -> int:
 
 
 def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
-    """The plan of a run on its mesh, which need not exist here."""
+    """The plan of a run on its mesh, which need not exist here; its data must."""
     experiment.validate()
+    experiment.check_vocabulary(check_data(experiment.data))
     devices = jax.device_count()
     planned = max(devices, math.prod(experiment.mesh.shape(1)))
     check_mesh(experiment.mesh, planned, experiment.mesh_refusal, devices)
@@ -138,6 +140,12 @@ def _backward(experiment: Experiment, params, batch):
     key = jax.random.key(0) if experiment.model.dropout else None
     sums = lambda p: loss_sums(experiment.model, experiment.objective, p, batch, key)
     return jax.vjp(lambda p: sums(p).total, params)[1]
+
+
+def measure(experiment: Experiment) -> tuple[float | None, str]:
+    """Seconds of a step on the devices that are here, or None and why there is no figure."""
+    devices = jax.device_count()
+    return _measure(experiment, _shape(experiment.mesh, devices), devices)
 
 
 def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None, str]:

@@ -97,6 +97,9 @@ def refused(capsys, tmp_path, monkeypatch, cache_dir):
         ("--exp=quickstart --train.tokens=0", "both 0"),
         ("--exp=quickstart --dry-run --mesh.tensor=16", "takes 16 .*there are 8; .*num_heads = 2"),
         ("--exp=quickstart --workdir=", "--workdir"),
+        ("--exp=quickstart --train.steps=99999999999999999999", "train.steps.*largest"),
+        ("--exp=quickstart --train.tokens=99999999999999999999", "train.tokens.*largest"),
+        ("--exp=quickstart --model.d_ff=-99999999999999999999", "model.d_ff.*largest"),
     ],
 )
 def test_bad_arguments_are_one_line(refused, arguments, words):
@@ -124,6 +127,30 @@ def test_bad_files_are_one_line(refused, tmp_path, name, content, words):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--data.files=", "data.files holds an empty name"),
+        ("--data.files=nowhere/*.txt", "no file matches"),
+        ("--data.files=nowhere.txt", "does not exist"),
+        ("--data.files={corpus} --data.cache_dir=/dev/null", "cache.* cannot be written"),
+        ("--data.files={corpus} --data.cache_dir=/proc/x", "cache.* cannot be written"),
+        ("--data.files={corpus} --data.max_bytes=99", "3 windows.* fewer than data.batch_size=8"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(refused, corpus, arguments, words):
+    line = refused(*SMALL, "--dry-run", *arguments.format(corpus=corpus).split())
+    assert re.search(words, line), line
+
+
+def test_a_printed_sample_moves_no_cursor(capsys):
+    from gptjax.runs import _report
+
+    figures = {"validation_loss": 1.0, "bits_per_byte": 1.0, "unigram_nats": 1.0}
+    _report(figures | {"sample": "a\x1b[2J\b\0\n\tb \ud800"}, Path("run"), 1.0)
+    assert "--- sample\na\\x1b[2J\\x08\\x00\n\tb \\ud800\n---\n" in capsys.readouterr().out
+
+
 def test_missing_files_are_one_line(refused, tmp_path):
     assert "texts" in refused(*SMALL, f"--data.files={tmp_path}/texts/*.txt")
     (tmp_path / "notes.txt").write_text("x")
@@ -145,6 +172,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(refused, small, tmp_path):
     for workdir in ("file", "file/run"):
         assert "a file is in the way" in refused(*small, f"--workdir={tmp_path / workdir}")
     assert (tmp_path / "file").read_text() == "in the way"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for workdir, words in (
+        ("/proc/x/y", "no folder can be made there"),
+        ("x" * 300, "the name is too long"),
+        ("x/" * 3000, "the name is too long"),
+        ("a\0b", "the character 0"),
+        ("circle/run", "its links lead in a circle"),
+    ):
+        assert words in refused(*small, f"--workdir={workdir}")
     if os.geteuid():
         (tmp_path / "locked").mkdir(mode=0o500)
         assert "permission denied" in refused(*small, f"--workdir={tmp_path}/locked/run")

@@ -105,7 +105,7 @@ def test_a_name_is_registered_once(monkeypatch):
 
     assert registry.register(mine) is mine and registry.register(mine) is mine
     assert registry.describe("mine") == "What it is."
-    with pytest.raises(BadInput, match=r"mine returned None, not an Experiment"):
+    with pytest.raises(BadInput, match=r"mine returned None, n.* an Experiment"):
         registry.get("mine")
 
 

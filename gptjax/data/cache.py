@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,10 +48,13 @@ def read_record(folder: Path, check: str = "auto") -> dict | None:
     """
     try:
         saved = json.loads((folder / RECORD).read_text())
-        files, record = saved["files"], saved["record"]
+        record = saved["record"]
+        files = {str(name): (size, sha256) for name, (size, sha256) in saved["files"].items()}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise BadInput(f"{folder / RECORD} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedData(f"{folder / RECORD} is not what was written") from None
     for name, (size, _) in files.items():
         path = folder / name
@@ -73,7 +77,7 @@ def prepared(
         record = read_record(folder, check)
         if record is not None:
             return record
-    with _write_errors(folder), _locked(folder):
+    with _write_errors(folder), _locked(folder, report):
         try:
             record = read_record(folder, check)  # another process may have built it meanwhile
         except DamagedData as damage:
@@ -112,10 +116,19 @@ def _seal(folder: Path, record: dict) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(folder: Path, report: Report) -> Iterator[None]:
+    lock = folder.parent / f".{folder.name}.lock"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise _unwritable(folder.parent, error.strerror) from error
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"another process is making {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -128,7 +141,23 @@ def _write_errors(folder: Path) -> Iterator[None]:
         reason = full if full in str(error) else getattr(error, "strerror", None)
         if reason != full and getattr(error, "errno", None) not in _NO_WRITE:
             raise
-        raise BadInput(
-            f"the cache {folder.parent} cannot be written ({reason}); "
-            "set data.cache_dir or GPTJAX_CACHE to a folder with room"
-        ) from error
+        raise _unwritable(folder.parent, reason) from error
+
+
+def check_writable(root: Path) -> None:
+    """Raise `BadInput` if nothing could be cached under `root`; leaves nothing behind."""
+    there = root
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=".gptjax-"):
+            pass
+    except OSError as error:
+        raise _unwritable(root, error.strerror) from error
+
+
+def _unwritable(folder: Path, reason: str | None) -> BadInput:
+    return BadInput(
+        f"the cache {folder} cannot be written ({reason}); "
+        "set data.cache_dir or GPTJAX_CACHE to a folder with room"
+    )

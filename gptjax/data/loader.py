@@ -16,9 +16,26 @@ import numpy as np
 from gptjax.errors import BadInput
 
 
-def count_windows(ids: np.ndarray, length: int) -> int:
-    """Whole windows of `length` tokens in a flat array."""
-    return max(len(ids) - 1, 0) // length
+def count_windows(tokens: int, length: int) -> int:
+    """Whole windows of `length` tokens in a flat array of `tokens`."""
+    return max(tokens - 1, 0) // length
+
+
+def check_enough(train: int, validation: int, length: int, batch_size: int) -> None:
+    """Refuse splits of so many tokens without a batch to train on or a window to validate on."""
+    if not count_windows(validation, length):
+        raise BadInput(
+            f"the validation split has {validation} tokens, fewer than one window of "
+            f"data.sequence_length={length}; raise data.validation_fraction, give more "
+            "text or shorten the sequence"
+        )
+    windows = count_windows(train, length)
+    if windows < batch_size:
+        raise BadInput(
+            f"the training split has {windows} windows of {length} tokens, fewer than "
+            f"data.batch_size={batch_size}; give more text, a smaller batch or a shorter "
+            "data.sequence_length"
+        )
 
 
 class WindowReader:
@@ -75,15 +92,8 @@ class TrainIterator:
     ):
         import grain
 
-        windows = count_windows(reader.ids, reader.length)
-        if windows < batch_size:
-            raise BadInput(
-                f"the training split has {windows} windows of {reader.length} tokens, fewer than "
-                f"data.batch_size={batch_size}; give more text, a smaller batch or a shorter "
-                "data.sequence_length"
-            )
         batches = (
-            grain.MapDataset.range(windows)
+            grain.MapDataset.range(count_windows(len(reader.ids), reader.length))
             .shuffle(seed=_shuffle_seed(seed))
             .repeat(epochs or None)
             .batch(batch_size, drop_remainder=True, batch_fn=reader)
@@ -122,16 +132,9 @@ def validation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Up to `count` batches in one fixed random order; fewer batches are a prefix of more.
 
-    A split smaller than one batch gives one batch in which windows repeat. Raises `BadInput`
-    at once if there is no window at all.
+    A split smaller than one batch gives one batch in which windows repeat.
     """
-    windows = count_windows(reader.ids, reader.length)
-    if not windows:
-        raise BadInput(
-            f"the validation split has {len(reader.ids)} tokens, fewer than one window of "
-            f"data.sequence_length={reader.length}; raise data.validation_fraction, give more "
-            "text or shorten the sequence"
-        )
+    windows = count_windows(len(reader.ids), reader.length)
     order = np.argsort(_mixed(np.arange(windows, dtype=np.uint64)), kind="stable")
     if windows < batch_size:
         order = np.resize(order, batch_size)

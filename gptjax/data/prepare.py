@@ -51,7 +51,7 @@ class Dataset:
     @property
     def windows(self) -> int:
         """Training sequences in an epoch."""
-        return loader.count_windows(self._ids["train"], self.config.sequence_length)
+        return loader.count_windows(len(self._ids["train"]), self.config.sequence_length)
 
     def train_iterator(
         self, process_index: int = 0, process_count: int = 1
@@ -129,8 +129,9 @@ def prepare(config: DataConfig, report: Report | None = None) -> Dataset:
         lambda path: shards.write_shards(path, store, parts.split, tokenizer, truncate, report),
         report,
     )
-    if config.long_documents == "refuse":
-        _refuse_long(config, tokens["longest"])
+    refuse_long(config, **tokens["longest"])
+    sizes = [tokens[name]["tokens"] for name in shards.SPLITS]
+    loader.check_enough(*sizes, config.sequence_length, config.batch_size)
     manifest = {
         "corpus": store.name,
         "corpus_sha256": store.record["sha256"],
@@ -185,10 +186,11 @@ class _Parts:
         return {"sha256": made.sha256}
 
 
-def _refuse_long(config: DataConfig, longest: dict) -> None:
-    if longest["tokens"] > config.sequence_length:
+def refuse_long(config: DataConfig, name: str, tokens: int) -> None:
+    """Refuse a document over the sequence length where `data.long_documents` says so."""
+    if config.long_documents == "refuse" and tokens > config.sequence_length:
         raise BadInput(
-            f"document {longest['name']} has {longest['tokens']} tokens, more than "
+            f"document {name} has {tokens} tokens, more than "
             f"data.sequence_length={config.sequence_length}; set data.long_documents to 'split' "
             "(over several windows) or 'truncate' (keep its beginning)"
         )

@@ -8,6 +8,7 @@ import glob
 import gzip
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -43,14 +44,34 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
     return sorted(found.values())
 
 
-def read_documents(path: Path, text_key: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of each document of a file; raises `BadInput` at the first fault."""
+class Enough(Exception):
+    """A file was read as far as was asked, and all was well up to there."""
+
+
+def read_documents(
+    path: Path, text_key: str, most_bytes: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of each document of a file; raises `BadInput` at the first fault.
+
+    Raises `Enough` where the file, unpacked, goes on beyond `most_bytes`.
+    """
     kind, packing = _kind(path)
     chunks = _CHUNKS[packing](path)
+    if most_bytes is not None:
+        chunks = _first(chunks, most_bytes)
     if kind == ".jsonl":
         yield from _json_documents(path, chunks, text_key)
     else:
         yield str(path), _whole_text(path, chunks)
+
+
+def _first(chunks: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        yield chunk
+        if size > most_bytes:
+            raise Enough
 
 
 def _no_match(pattern: str, expanded: str) -> str:
@@ -72,12 +93,14 @@ def _check(path: Path) -> None:
     if not _kind(path)[0]:
         raise BadInput(f"{path} has an unknown ending; it must be .txt, .jsonl, .gz or .zst")
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+            raise BadInput(f"{path} is neither a file nor a folder; give text files")
         with open(path, "rb"):
             pass
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-    if size == 0:
+    if status.st_size == 0:
         raise BadInput(f"{path} is empty; remove it from data.files or fill it")
 
 
@@ -129,6 +152,7 @@ _CHUNKS = {"": _plain_chunks, ".gz": _gzip_chunks, ".zst": _zstd_chunks}
 def _whole_text(path: Path, chunks: Iterable[bytes]) -> str:
     parts, size = [], 0
     for chunk in chunks:
+        _refuse_nul(path, chunk, size)  # in time: a binary file may be endless
         parts.append(chunk)
         size += len(chunk)
         if size > MAX_DOCUMENT_BYTES:
@@ -142,13 +166,17 @@ def _whole_text(path: Path, chunks: Iterable[bytes]) -> str:
     return text
 
 
-def _decoded(path: Path, data: bytes, offset: int) -> str:
+def _refuse_nul(path: Path, data: bytes, offset: int) -> None:
     nul = data.find(b"\0")
     if nul >= 0:
         raise BadInput(
             f"{path} is binary: NUL at byte {offset + nul}; give text files"
             " (UTF-16 must be converted to UTF-8)"
         )
+
+
+def _decoded(path: Path, data: bytes, offset: int) -> str:
+    _refuse_nul(path, data, offset)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

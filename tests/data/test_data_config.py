@@ -74,5 +74,5 @@ def test_paths_that_no_system_has_are_refused():
     ]:
         with pytest.raises(BadInput, match=message):
             replace(BASE, **changes).validate()
-    with pytest.raises(BadInput, match="data.cache_dir is '~nobody-of-that-name'"):
+    with pytest.raises(BadInput, match=r"data\.cache_dir is '~nobody-of-that-name'"):
         cache_root(replace(BASE, cache_dir="~nobody-of-that-name"))

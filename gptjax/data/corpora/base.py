@@ -21,15 +21,15 @@ import numpy as np
 
 from gptjax.data.cache import Report, key_of, prepared
 from gptjax.data.config import DataConfig, cache_root
-from gptjax.errors import BadInput, DamagedData
+from gptjax.errors import BadInput, DamagedData, printable
 
 FORMAT = 1  # of a corpus folder; raise it when what is written changes
 
 
 class Corpus(abc.ABC):
-    """A named source of documents. Subclasses say how to list and how to read it."""
+    """A named source of documents: found cheaply, prepared once into the cache."""
 
-    name: str  # also the folder's name and the TFDS builder's
+    name: str  # also the folder's name
 
     def __init__(self, config: DataConfig, report: Report):
         self.config = config
@@ -39,6 +39,20 @@ class Corpus(abc.ABC):
     def fingerprint(self) -> str:
         """A key that changes when the sources change, found without reading them."""
 
+    @property
+    def folder(self) -> Path:
+        """Where it stands in the cache, or will."""
+        key = key_of([FORMAT, self.name, self.fingerprint()])
+        return cache_root(self.config) / "corpora" / f"{self.name.partition(':')[0]}-{key}"
+
+    @abc.abstractmethod
+    def prepare(self) -> "DocumentStore":
+        """The documents in the cache, written there if they are not."""
+
+
+class TextCorpus(Corpus):
+    """A corpus that is read document by document and written as a TFDS set of that name."""
+
     @abc.abstractmethod
     def documents(self) -> Iterator[tuple[str, str]]:
         """Yield (name, text); the order does not matter, empty texts are left out later."""
@@ -47,24 +61,18 @@ class Corpus(abc.ABC):
         """What a run's manifest says of this corpus beyond counts and hashes."""
         return {}
 
-    def fetch(self) -> None:
-        """Bring what `documents` reads to this machine; nothing to do for most."""
-        return None
-
     def announce(self) -> str:
         """One line that tells what preparing it means."""
         return f"preparing {self.name}"
 
     def prepare(self) -> "DocumentStore":
         """The documents in the cache, written there if they are not."""
-        key = key_of([FORMAT, self.name, self.fingerprint()])
-        folder = cache_root(self.config) / "corpora" / f"{self.name}-{key}"
+        folder = self.folder
         record = prepared(folder, self._build, self.report)
         return DocumentStore(self.name, folder / "tfds" / self.name / "1.0.0", folder, record)
 
     def _build(self, folder: Path) -> dict:
         self.report(self.announce())
-        self.fetch()
         with IndexWriter(folder) as index:
             _write_examples(self.name, lambda: self._indexed(index), folder / "tfds")
         return index.record | {"details": self.details()}
@@ -74,7 +82,7 @@ class Corpus(abc.ABC):
         for name, text in self.documents():
             if text:
                 data = text.encode("utf-8")
-                yield index.add(name, data), {"name": name, "text": data}
+                yield index.add(name, data), {"name": printable(name), "text": data}
         if not index.sizes:
             raise BadInput(f"corpus {self.name!r} has no document with text in it")
 

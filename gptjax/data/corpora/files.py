@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from gptjax.data.cache import Report, key_of
 from gptjax.data.config import DataConfig
-from gptjax.data.corpora.base import Corpus
+from gptjax.data.corpora.base import TextCorpus
 from gptjax.data.text_files import find_files, read_documents
 
 
-class Files(Corpus):
+class Files(TextCorpus):
     """Whole .txt files and JSON lines that match the globs of `data.files`."""
 
     name = "files"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gptjax.data.cache import Report, key_of
 from gptjax.data.config import DataConfig
-from gptjax.data.corpora.base import Corpus
+from gptjax.data.corpora.base import TextCorpus
 
 OURS = "gptjax"
 # What pyproject.toml requires, for a checkout that is not installed.
@@ -42,7 +42,7 @@ ROOTS = (
 _SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages"}
 
 
-class PyCode(Corpus):
+class PyCode(TextCorpus):
     """One document per Python source file; files that are not UTF-8 are left out."""
 
     name = "pycode"

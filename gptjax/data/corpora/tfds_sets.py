@@ -4,12 +4,11 @@ TFDS fetches most sets from the network; without one it tries for minutes before
 hence the line printed first. Sets that need TensorFlow to be prepared are refused by TFDS.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from gptjax.data.cache import Report, key_of, prepared
 from gptjax.data.config import DataConfig, cache_root
-from gptjax.data.corpora.base import FORMAT, Corpus, DocumentStore, IndexWriter, text_bytes
+from gptjax.data.corpora.base import Corpus, DocumentStore, IndexWriter, text_bytes
 from gptjax.errors import BadInput, did_you_mean
 
 SPLIT = "train"
@@ -26,19 +25,9 @@ class TfdsSet(Corpus):
     def fingerprint(self) -> str:
         return key_of([self.tfds_name, self.config.text_key])
 
-    def documents(self) -> Iterator[tuple[str, str]]:
-        raise NotImplementedError("a TFDS set writes its own examples")
-
-    def announce(self) -> str:
-        return (
-            f"preparing {self.name}: TFDS fetches it from the network; "
-            "without one it fails after about 200 seconds"
-        )
-
     def prepare(self) -> DocumentStore:
         root = cache_root(self.config)
-        key = key_of([FORMAT, self.name, self.fingerprint()])
-        folder = root / "corpora" / f"tfds-{key}"
+        folder = self.folder
         record = prepared(folder, lambda path: self._index_set(root, path), self.report, "size")
         examples = root / record["examples"]
         if not (examples / "dataset_info.json").is_file():
@@ -73,7 +62,10 @@ class TfdsSet(Corpus):
         return index.record | {"examples": examples, "details": details}
 
     def _download(self, root: Path):
-        self.report(self.announce())
+        self.report(
+            f"preparing {self.name}: TFDS fetches it from the network; "
+            "without one it fails after about 200 seconds"
+        )
         import tensorflow_datasets as tfds
 
         try:
@@ -81,9 +73,11 @@ class TfdsSet(Corpus):
                 self.tfds_name, data_dir=root / "tfds", file_format="array_record"
             )
         except tfds.core.DatasetNotFoundError:
+            # The list of the community's sets lies on a server and wants TensorFlow to be read.
+            known = tfds.list_builders(with_community_datasets=False)
             raise BadInput(
                 f"data.corpus={self.name!r} is not a set that TFDS knows"
-                + did_you_mean(self.tfds_name, tfds.list_builders())
+                + did_you_mean(self.tfds_name, known)
             ) from None
         except Exception as error:
             raise BadInput(f"{self.name} cannot be opened by TFDS: {_first_line(error)}") from error

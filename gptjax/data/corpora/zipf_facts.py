@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from gptjax.data.cache import key_of
-from gptjax.data.corpora.base import Corpus
+from gptjax.data.corpora.base import TextCorpus
 from gptjax.data.tokenizers import SymbolTokenizer
 from gptjax.data.zipf import draws, entropy
 
@@ -17,7 +17,7 @@ FORMAT = 1  # raise it when the same settings give other facts
 FACTS_IN_A_DOCUMENT = 4096
 
 
-class ZipfCorpus(Corpus):
+class ZipfCorpus(TextCorpus):
     """`data.facts.count` facts under the law in `data.facts`."""
 
     name = "zipf_facts"
