@@ -1,5 +1,6 @@
 """The optimizer's settings, apart from its code: a list of experiments needs no jax."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -52,6 +53,24 @@ class OptimConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise BadInput(f"optim.no_decay: {pattern!r} is no regex: {error}") from None
+
+
+def warmup_length(config: OptimConfig, steps: int) -> int:
+    """Steps of the warm-up in a run of so many."""
+    return config.warmup_steps or math.ceil(config.warmup_fraction * steps)
+
+
+def decay_length(config: OptimConfig, steps: int) -> int:
+    """Steps of the fall at the end of a run: all after the warm-up, or the cooldown of "wsd"."""
+    rest = max(steps - warmup_length(config, steps), 1)
+    if config.schedule != "wsd":
+        return rest
+    return min(max(math.ceil(config.decay_fraction * steps), 1), rest)
+
+
+def cooldown_start(config: OptimConfig, steps: int) -> int:
+    """The first step whose rate is below that of a longer run of the same kind."""
+    return steps - decay_length(config, steps)
 
 
 def program_config(config: OptimConfig) -> OptimConfig:

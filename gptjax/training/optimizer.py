@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from gptjax.models.config import DecoderConfig
-from gptjax.training.config import OptimConfig
+from gptjax.training.config import OptimConfig, decay_length, warmup_length
 
 
 class Hyper(NamedTuple):
@@ -38,16 +38,12 @@ class Hyper(NamedTuple):
 
 def hyper_of(config: OptimConfig, steps: int) -> Hyper:
     """The traced numbers of a run of `steps` steps."""
-    warmup = config.warmup_steps or math.ceil(config.warmup_fraction * steps)
-    decay = max(steps - warmup, 1)
-    if config.schedule == "wsd":
-        decay = min(max(math.ceil(config.decay_fraction * steps), 1), decay)
     return Hyper(
         np.float32(config.lr),
         np.float32((config.vector_lr or config.lr) / config.lr),
         np.float32(config.final_lr),
-        np.int32(warmup),
-        np.int32(decay),
+        np.int32(warmup_length(config, steps)),
+        np.int32(decay_length(config, steps)),
         np.int32(steps),
         np.float32(config.b1),
         np.float32(config.b2),
