@@ -10,6 +10,8 @@ from gptjax.scaling.laws import LAWS, bootstrap, fit_law, holdout, isoflop
 from gptjax.scaling.laws.summary import holdout_summary, isoflop_summary, summary
 from gptjax.scaling.table import Runs
 
+SHAPE = ("parameters", "tokens", "loss")
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
@@ -28,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--law", action="append", help="which law; repeat it to compare several")
     p.add_argument("--columns", nargs="+", default=[], metavar="N=header",
                    help="which header is N, D, C, L or another column")  # fmt: skip
+    p.add_argument("--where", nargs="+", default=[], metavar="column=value",
+                   help="take only the rows with these values")  # fmt: skip
     p.add_argument("--bootstrap", type=int, default=0, metavar="RESAMPLES")
     p.add_argument("--by", help="the column of runs that are drawn together in the bootstrap")
     p.add_argument("--holdout", type=float, metavar="K", help="score above max(C) / K")
@@ -59,7 +63,11 @@ def _run(options) -> int:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     runs = Runs.read_csv(options.runs, _pairs("--columns", options.columns))
+    for name, wanted in _pairs("--where", options.where).items():
+        runs = _where(runs, name, wanted)
     if options.skip_invalid:
         kept = runs.finite()
         console.print(f"left out {len(runs) - len(kept)} of {len(runs)} rows without a loss")
@@ -105,6 +113,18 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _where(runs: Runs, name: str, wanted: str) -> Runs:
+    values = runs.column(name)
+    if values.dtype.kind in "fiu":
+        mask = values == _numbers("--where", [f"{name}={wanted}"])[name]
+    else:
+        mask = values == wanted
+    if not mask.any():
+        known = ", ".join(str(v) for v in sorted(set(values.tolist()))[:8])
+        raise BadInput(f"--where: no row has {name}={wanted}; there are {known}")
+    return runs.select(mask)
+
+
 def _numbers(option: str, texts: list[str]) -> dict[str, float]:
     out = {}
     for name, value in _pairs(option, texts).items():
@@ -126,13 +146,18 @@ def _table(title: str, *headers: str):
 
 
 def _number(value) -> str:
-    return "-" if value is None else f"{value:.5g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _range(figure: dict) -> str:
     if "low" not in figure:
         return "-"
-    return f"[{_number(figure['low'])}, {_number(figure['high'])}]"
+    return f"{_number(figure['low'])} to {_number(figure['high'])}"
+
+
+def _both(figure: dict) -> str:
+    interval = f" ({_range(figure)})" if "low" in figure else ""
+    return _number(figure["estimate"]) + interval
 
 
 def _print_fit(console, fit: dict) -> None:
@@ -154,30 +179,25 @@ def _print_fit(console, fit: dict) -> None:
     )
     _print_flags(console, fit["flags"])
     if fit["optima"]:
-        table = _table("compute-optimal", "FLOPs", "N", "", "D", "", "loss", "")
+        table = _table("compute-optimal", "FLOPs", *SHAPE)
         for best in fit["optima"]:
             spans = best.get("intervals", {})
-            cells = [_number(best["flops"])]
-            for name in ("parameters", "tokens", "loss"):
-                cells += [_number(best[name]), _range(spans.get(name, {}))]
-            table.add_row(*cells)
+            cells = [_both(spans.get(name, {"estimate": best[name]})) for name in SHAPE]
+            table.add_row(_number(best["flops"]), *cells)
         console.print(table)
         _print_flags(console, [f for best in fit["optima"] for f in best["flags"]])
 
 
 def _print_isoflop(console, result: dict) -> None:
-    table = _table("approach 2", "FLOPs", "N*", "", "D*", "", "loss", "", "runs")
+    table = _table("approach 2", "FLOPs", *SHAPE, "runs")
     for m in result["minima"]:
-        cells = [_number(m["flops"])]
-        for name in ("parameters", "tokens", "loss"):
-            cells += [_number(m[name]["estimate"]), _range(m[name])]
-        table.add_row(*cells, str(m["runs"]))
+        table.add_row(_number(m["flops"]), *(_both(m[name]) for name in SHAPE), str(m["runs"]))
     console.print(table)
     kept = result.get("without_outliers", {})
     for name in ("a", "b"):
         other = f"; without outliers {_number(kept[name]['estimate'])}" if kept else ""
         figure = result[name]
-        line = f"{name} = {_number(figure['estimate'])} {_range(figure)}{other}"
+        line = f"{name} = {_both(figure)}{other}"
         console.print(line, highlight=False, markup=False)
     _print_flags(console, result["flags"])
 
