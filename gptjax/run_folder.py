@@ -15,7 +15,23 @@ import jax
 from gptjax.data import load_tokenizer
 from gptjax.errors import BadInput, DamagedData
 from gptjax.experiment import Experiment, differences
-from gptjax.training.workdir import read_json, write_json
+from gptjax.training.workdir import MetricsLog, read_json, write_json
+
+FOLDERS = ("checkpoints", "tensorboard", "tokenizer")
+FILES = ("experiment.json", "manifest.json", "metrics.jsonl", "result.json", "curves.png")
+
+
+def check_folder(workdir: Path) -> None:
+    """Refuse a file where the run needs a folder, the other way round, and damaged metrics."""
+    for name in FOLDERS + FILES:
+        path = workdir / name
+        if path.exists() and path.is_dir() != (name in FOLDERS):
+            wanted, found = ("folder", "file") if name in FOLDERS else ("file", "folder")
+            raise BadInput(
+                f"{path} is a {found} where the run needs a {wanted}: move it away, or give "
+                "another --workdir"
+            )
+    MetricsLog(workdir / "metrics.jsonl").rows()
 
 
 def read_config(workdir: Path) -> dict | None:
@@ -88,8 +104,9 @@ def write_config(experiment: Experiment, workdir: Path, step: int) -> None:
     """The config of the run; that of a forked one is kept beside it."""
     path = workdir / "experiment.json"
     tree = experiment.to_json()
-    if path.exists() and differences(read_json(path), tree):
-        path.rename(workdir / f"experiment.until-step-{step}.json")
+    before = read_json(path) if path.exists() else tree
+    if differences(before, tree):
+        write_json(workdir / f"experiment.until-step-{step}.json", before)
     write_json(path, tree)
 
 
@@ -119,9 +136,9 @@ def check_manifest(workdir: Path, dataset) -> None:
 
 def leave_nothing_empty(workdir: Path) -> None:
     """A run that was refused before it wrote anything takes its folder with it."""
-    alone = {path.name for path in workdir.iterdir()} == {".lock"}
-    if alone and jax.process_index() == 0:
-        with suppress(OSError):
+    with suppress(OSError):
+        alone = {path.name for path in workdir.iterdir()} == {".lock"}
+        if alone and jax.process_index() == 0:
             (workdir / ".lock").unlink()
             workdir.rmdir()
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gptjax import data, registry
-from gptjax.errors import BadInput, printable
+from gptjax.errors import printable
 from gptjax.evaluation.generate import generate
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.experiment import Experiment
@@ -18,6 +18,7 @@ from gptjax.parallel.mesh import check_mesh, make_mesh
 from gptjax.run_folder import (
     check_config,
     check_epochs,
+    check_folder,
     check_manifest,
     check_steps,
     data_changed,
@@ -33,7 +34,7 @@ from gptjax.training.metrics import Progress, Recorder, clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import abstract_like, init_state
 from gptjax.training.step import make_eval_step, make_train_step
-from gptjax.training.workdir import MetricsLog, claim, write_json
+from gptjax.training.workdir import claim, write_json
 
 
 @dataclass(frozen=True)
@@ -69,95 +70,43 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     begun = time.monotonic()
     main = jax.process_index() == 0
     say = partial(print, flush=True) if main else lambda *_: None
+    check_folder(workdir)
     before = check_config(experiment, workdir, fork)
-    other_data = before is not None and data_changed(experiment, before)
-    dataset = data.prepare(experiment.data, report=say)
-    if dataset.vocab_size > experiment.model.vocab_size:
-        raise BadInput(
-            f"model.vocab_size = {experiment.model.vocab_size} is smaller than the tokenizer's "
-            f"{dataset.vocab_size}; give --model.vocab_size={dataset.vocab_size}"
-        )
+    same_data = before is None or not data_changed(experiment, before)
+    dataset = _open_data(experiment, workdir, same_data, say)
     split = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     iterator = dataset.train_iterator(**split)
-    check_epochs(experiment, dataset)
-    if not other_data:
-        check_manifest(workdir, dataset)
     mesh = make_mesh(experiment.mesh)
-    optimizer = make_optimizer(experiment.optim, experiment.steps)
-    state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
     checkpointer = Checkpointer(
         workdir / "checkpoints", keep=experiment.train.keep_checkpoints, report=say
     )
-    restored = checkpointer.restore(abstract_like(state))
-    seconds = 0.0
-    if restored is not None:
-        state, seconds = restored.state, restored.extra["seconds"]
-        if not other_data:
-            iterator.set_state(restored.data_state)
-        check_steps(experiment, workdir, restored.step)
-        if restored.step == experiment.steps:
-            say(f"{workdir} is finished; a higher train.steps and --fork lengthen it")
-        else:
-            say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
+    state, seconds = _begin(experiment, mesh, checkpointer, iterator if same_data else None, say)
     step = int(state.step)
-    MetricsLog(workdir / "metrics.jsonl").rows()  # damage is found before anything is written
     if main:
         write_config(experiment, workdir, step)
         write_json(workdir / "manifest.json", manifest(dataset))
         dataset.tokenizer.save(workdir / "tokenizer")
-    flops = count_flops(experiment.model, experiment.data.sequence_length)
-    counts = count_parameters(experiment.model)
-    say(
-        f"{experiment.name}: {short(counts.total)} parameters · {short(experiment.tokens)} tokens "
-        f"in {experiment.steps} steps · {short(flops.training * experiment.tokens, 'FLOP')} · mesh "
-        f"{'x'.join(str(n) for n in mesh.devices.shape)} of {jax.devices()[0].device_kind}"
-    )
-    recorder = Recorder(workdir) if main else None
-    if recorder is not None:
-        recorder.log.truncate_after(step)
-    kind = jax.devices()[0].device_kind
-    peak = peak_flops(kind)
-    progress = None
-    if main:
-        progress = Progress(
-            experiment.name,
-            experiment.steps,
-            step,
-            flops.training * experiment.tokens_per_step,
-            peak and peak * mesh.size,
-        )
+    ledger = _Ledger(experiment)
+    say(f"{ledger.headline()} · mesh {'x'.join(map(str, mesh.devices.shape))} of {_device()}")
     perplexity = Perplexity(
         make_eval_step(experiment), dataset, experiment.train.eval_batches, mesh, split
     )
-
-    def account(step: int) -> dict:
-        tokens = step * experiment.tokens_per_step
-        return {
-            "tokens": tokens,
-            "flops": flops.training * tokens,
-            "flops_6nd": 6 * counts.total * tokens,
-        }
-
     loop = Loop(
         experiment,
         mesh,
         make_train_step(experiment),
         iterator,
-        recorder,
-        progress,
+        Recorder(workdir, step) if main else None,
+        _progress(experiment, ledger, step, mesh) if main else None,
         checkpointer,
         perplexity,
-        account,
+        ledger.account,
         seconds,
     )
     try:
         state = loop.run(state)
     finally:
-        if progress is not None:
-            progress.close()
-        if recorder is not None:
-            recorder.close()
-        checkpointer.close()
+        loop.close()
     final = loop.figures  # the loop ends with an evaluation, unless the run had ended before
     if final is None:
         with jax.set_mesh(mesh):
@@ -169,9 +118,9 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         "experiment": experiment.name,
         **final,
         "unigram_nats": dataset.unigram_entropy,
-        "parameters": counts.total,
-        "non_embedding_parameters": counts.non_embedding,
-        **account(experiment.steps),
+        "parameters": ledger.counts.total,
+        "non_embedding_parameters": ledger.counts.non_embedding,
+        **ledger.account(experiment.steps),
         "steps": experiment.steps,
         "seconds": round(loop.seconds, 3),
         "sample": sample,
@@ -181,6 +130,69 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", title=experiment.name)
         _report(figures, workdir, time.monotonic() - begun)
     return Result(workdir, figures, state.params, sample)
+
+
+def _open_data(experiment: Experiment, workdir: Path, same: bool, say):
+    """The prepared corpus; BadInput where it cannot feed this run, or is not the folder's."""
+    dataset = data.prepare(experiment.data, report=say)
+    experiment.check_vocabulary(dataset.vocab_size)
+    check_epochs(experiment, dataset)
+    if same:
+        check_manifest(workdir, dataset)
+    return dataset
+
+
+def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator, say):
+    """The state to go on from and the seconds already trained; None keeps the data at its start."""
+    optimizer = make_optimizer(experiment.optim, experiment.steps)
+    state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
+    restored = checkpointer.restore(abstract_like(state))
+    if restored is None:
+        return state, 0.0
+    workdir = checkpointer.folder.parent
+    check_steps(experiment, workdir, restored.step)
+    if iterator is not None:
+        iterator.set_state(restored.data_state)
+    if restored.step == experiment.steps:
+        say(f"{workdir} is finished; a higher train.steps and --fork lengthen it")
+    else:
+        say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
+    return restored.state, restored.extra["seconds"]
+
+
+class _Ledger:
+    """What a run has cost at any step, by its config."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.counts = count_parameters(experiment.model)
+        flops = count_flops(experiment.model, experiment.data.sequence_length)
+        self.flops_per_token = flops.training
+
+    def account(self, step: int) -> dict:
+        """The columns that every row of metrics carries."""
+        tokens = step * self.experiment.tokens_per_step
+        return {
+            "tokens": tokens,
+            "flops": self.flops_per_token * tokens,
+            "flops_6nd": 6 * self.counts.total * tokens,
+        }
+
+    def headline(self) -> str:
+        e = self.experiment
+        return (
+            f"{e.name}: {short(self.counts.total)} parameters · {short(e.tokens)} tokens in "
+            f"{e.steps} steps · {short(self.flops_per_token * e.tokens, 'FLOP')}"
+        )
+
+
+def _device() -> str:
+    return jax.devices()[0].device_kind
+
+
+def _progress(experiment: Experiment, ledger: _Ledger, step: int, mesh) -> Progress:
+    flops, peak = ledger.flops_per_token * experiment.tokens_per_step, peak_flops(_device())
+    return Progress(experiment.name, experiment.steps, step, flops, peak and peak * mesh.size)
 
 
 def _report(figures: dict, workdir: Path, seconds: float) -> None:

@@ -72,19 +72,34 @@ class Loop:
                 if before is not None:
                     self.record(before, state.params)
                 step += 1
-                last = step == experiment.steps
                 stopping = self.stopping(stop, step)
-                if last or step % experiment.every("eval") == 0:
-                    self.flush(state.params)
-                    self.evaluated(step, state.params)
-                if last or step % experiment.every("checkpoint") == 0 or stopping:
-                    self.flush(state.params)
-                    self.save(step, state)
-                if stopping and not last:
+                self.after_step(step, state, stopping)
+                if stopping and step < experiment.steps:
                     self.checkpointer.wait()
                     raise Preempted(f"stopped at step {step} and saved")
             self.checkpointer.wait()
         return state
+
+    def due(self, what: str, step: int) -> bool:
+        """Whether an "eval" or a "checkpoint" follows this step."""
+        return step == self.experiment.steps or step % self.experiment.every(what) == 0
+
+    def after_step(self, step: int, state: TrainState, stopping: bool) -> None:
+        """What is due then: an evaluation, a checkpoint."""
+        if self.due("eval", step):
+            self.flush(state.params)
+            self.evaluated(step, state.params)
+        if self.due("checkpoint", step) or stopping:
+            self.flush(state.params)
+            self.save(step, state)
+
+    def close(self) -> None:
+        """After a run, however it ended: the screen, the rows and the last save are let go."""
+        if self.progress is not None:
+            self.progress.close()
+        if self.recorder is not None:
+            self.recorder.close()
+        self.checkpointer.close()
 
     def stopping(self, stop: StopSignal, step: int) -> bool:
         """Whether to stop after this step; several hosts agree on it now and then."""

@@ -56,12 +56,16 @@ def clock(seconds: float) -> str:
 
 
 class Recorder:
-    """Writes every row to metrics.jsonl and TensorBoard; only process 0 of a run has one."""
+    """Writes every row to metrics.jsonl and TensorBoard; only process 0 of a run has one.
 
-    def __init__(self, workdir: Path):
+    Rows of steps beyond `step`, from which the run goes on, are dropped.
+    """
+
+    def __init__(self, workdir: Path, step: int):
         from tensorboardX import SummaryWriter
 
         self.log = MetricsLog(workdir / "metrics.jsonl")
+        self.log.truncate_after(step)
         self.board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
 
     def write(self, row: dict) -> None:
@@ -72,6 +76,7 @@ class Recorder:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        self.log.close()
         self.board.close()
 
 

@@ -27,6 +27,7 @@ _STORAGE_ERRORS = {
     errno.EEXIST: "a file is in the way",
     errno.EISDIR: "a folder is in the way",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links lead in a circle",
 }
 # Libraries report the same troubles as text; the first phrase that occurs names the trouble.
 _STORAGE_PHRASES = {
@@ -125,6 +126,8 @@ def claim(workdir: Path) -> Iterator[Path]:
     """
     workdir = Path(workdir)
     what = f"use {workdir} as a working folder"
+    if "\0" in str(workdir):
+        raise BadInput(f"cannot {what}: no name may hold the character 0")
     with storage_errors(what):
         workdir.mkdir(parents=True, exist_ok=True)
         number = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

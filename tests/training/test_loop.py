@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from gptjax.data.loader import TrainIterator
 from gptjax.errors import BadInput
 from gptjax.run_folder import load_experiment
 from gptjax.scaling.flops import count_flops, count_parameters
-from gptjax.training.loop import Diverged, Preempted
+from gptjax.training.loop import Diverged, Loop, Preempted
 from gptjax.training.metrics import Recorder
 from gptjax.training.workdir import claim
 from tests.conftest import changed
@@ -175,6 +176,16 @@ def test_divergence_names_step_and_parameters_and_keeps_the_last_good_step(tiny,
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_divergence_before_the_first_checkpoint_says_so():
+    loop = Loop(*[None] * 9)
+    loop.saved = 0
+    params = {"a": np.ones(3, np.float32), "b": np.full(3, -7, np.float32)}
+    metrics = SimpleNamespace(loss=np.float32("nan"), squares=np.array([1, np.inf]))
+    text = loop.blame(1, metrics, params)
+    assert "gradients of b; the largest parameters are in b (up to 7)" in text
+    assert "no checkpoint had been written yet" in text
+
+
 def test_another_config_is_refused_by_field_unless_forked(finished, copy_of, tiny):
     workdir = copy_of(finished.workdir)
     other = changed(tiny, train={"steps": 25}, optim={"weight_decay": 0.0})
@@ -208,8 +219,10 @@ def test_a_fork_onto_other_data_reads_it_from_the_start(crashed, copy_of, tiny, 
 def test_another_model_is_refused_by_its_parameters_even_when_forked(crashed, copy_of, tiny):
     workdir = copy_of(crashed)
     wider = changed(tiny, model={"d_ff": 48})
-    with pytest.raises(BadInput, match=r"another state.*mlp/(down|up)"):
+    words = r"another state.*mlp/(down|up).* and \d+ more arrays"
+    with pytest.raises(BadInput, match=words) as refused:
         gptjax.fit(wider, workdir, fork=True)
+    assert str(refused.value).count(" there and ") == 3
     assert load_experiment(workdir) == tiny and steps_saved(workdir) == [5, 10]
 
 

@@ -67,6 +67,18 @@ def test_the_third_interrupt_leaves_at_once():
     assert error.count("\n") == 3 and "left at once" in error.splitlines()[2]
 
 
+def test_a_handler_put_above_answers_alone():
+    code = """
+import os, signal
+from gptjax.training.signals import LeaveAtOnce
+with LeaveAtOnce():
+    signal.signal(signal.SIGTERM, lambda *_: print("mine", flush=True))
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", "")
+
+
 def test_the_third_interrupt_in_a_process_of_others_raises():
     code, out, error, _ = tell("theirs saves 0", *[signal.SIGINT] * 3)
     assert code == -signal.SIGINT and out == "" and "KeyboardInterrupt" in error
