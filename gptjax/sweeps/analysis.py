@@ -222,9 +222,11 @@ def with_budget(runs: Runs) -> Runs:
 def fit_one(name: str, fitted: Runs, held_out: Runs, analysis: Analysis) -> LawResult:
     """One law with its intervals, or why not."""
     lowest_only = False
+    if not len(fitted):
+        return LawResult(name, why="no run has finished with a finite loss")
     try:
         lowest_only = get_law(name).variables == ("flops",)
-        fit = fit_law(lowest_runs(fitted) if lowest_only and len(fitted) else fitted, name)
+        fit = fit_law(lowest_runs(fitted) if lowest_only else fitted, name)
     except BadInput as error:
         return LawResult(name, lowest_only, why=str(error))
     both = None
