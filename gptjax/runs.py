@@ -13,7 +13,9 @@ from gptjax import data, registry
 from gptjax.errors import printable
 from gptjax.evaluation.generate import generate
 from gptjax.evaluation.perplexity import Perplexity
+from gptjax.evaluation.population_loss import exact_figures
 from gptjax.experiment import Experiment
+from gptjax.models.decoder import Decoder
 from gptjax.parallel.mesh import check_mesh, make_mesh
 from gptjax.run_folder import (
     check_config,
@@ -117,6 +119,7 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
     figures = {
         "experiment": experiment.name,
         **final,
+        **exact_figures(experiment.data, Decoder(experiment.model).apply, state.params, mesh),
         "unigram_nats": dataset.unigram_entropy,
         "parameters": ledger.counts.total,
         "non_embedding_parameters": ledger.counts.non_embedding,
