@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -45,8 +45,8 @@ __all__ = ["Checkpointer", "Restored", "restore_params"]
 class Checkpointer:
     """Saves in the background, keeps the newest steps, restores the newest good one.
 
-    It keeps the newest `keep` steps (0: all) and for ever those divisible by `keep_every` (0:
-    none). One living process per folder may save; all processes of a run call every method.
+    It keeps the newest `keep` steps (0: all) and for ever those in `keep_steps`. One living
+    process per folder may save; all processes of a run call every method.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Checkpointer:
         folder: Path,
         *,
         keep: int = 2,
-        keep_every: int = 0,
+        keep_steps: Collection[int] = (),
         report: Callable[[str], None] = print,
     ):
         self.folder = Path(folder).absolute()
         self.keep = keep
-        self.keep_every = keep_every
+        self.keep_steps = frozenset(keep_steps)
         self._first = jax.process_index() == 0
         self._report = report if self._first else lambda line: None
         self._writer = None
@@ -238,8 +238,7 @@ class Checkpointer:
         steps = self.steps()
         newest = steps[-self.keep :]  # all of them for 0
         for step in steps:
-            forever = self.keep_every and step % self.keep_every == 0
-            if step not in newest and not forever:
+            if step not in newest and step not in self.keep_steps:
                 gone = self.folder / f".{step}{_DELETED}"
                 os.rename(self.folder / str(step), gone)
                 _remove(gone)

@@ -82,6 +82,8 @@ class Loop:
 
     def due(self, what: str, step: int) -> bool:
         """Whether an "eval" or a "checkpoint" follows this step."""
+        if what == "checkpoint" and step in self.checkpointer.keep_steps:
+            return True
         return step == self.experiment.steps or step % self.experiment.every(what) == 0
 
     def after_step(self, step: int, state: TrainState, stopping: bool) -> None:

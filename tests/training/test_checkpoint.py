@@ -243,10 +243,10 @@ def test_saving_a_step_again_changes_nothing(tmp_path, open_checkpointer):
 
 
 @pytest.mark.parametrize(
-    "keep, every, left", [(2, 0, [4, 5]), (1, 2, [2, 4, 5]), (0, 0, [1, 2, 3, 4, 5])]
+    "keep, forever, left", [(2, (), [4, 5]), (1, (2, 4), [2, 4, 5]), (0, (), [1, 2, 3, 4, 5])]
 )
-def test_retention(tmp_path, open_checkpointer, keep, every, left):
-    checkpointer = open_checkpointer(tmp_path, keep=keep, keep_every=every)
+def test_retention(tmp_path, open_checkpointer, keep, forever, left):
+    checkpointer = open_checkpointer(tmp_path, keep=keep, keep_steps=forever)
     for step in range(1, 6):
         checkpointer.save(step, {"x": jnp.arange(7)}, {}, {})
     checkpointer.wait()
