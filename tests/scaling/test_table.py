@@ -8,8 +8,14 @@ from gptjax.scaling.table import Runs
 
 
 def small() -> Runs:
-    return Runs.of([3.0, 2.5, np.nan], parameters=[1e6, 2e6, 3e6], tokens=[1e8, 1e8, 2e8],
-                   names=["a", "b", "c"], experts=[1, 2, 4], corpus=np.array(["x", "y, z", "x"]))  # fmt: skip
+    return Runs.of(
+        [3.0, 2.5, np.nan],
+        parameters=[1e6, 2e6, 3e6],
+        tokens=[1e8, 1e8, 2e8],
+        names=["a", "b", "c"],
+        experts=[1, 2, 4],
+        corpus=np.array(["x", "y, z", "x"]),
+    )
 
 
 def test_the_missing_one_of_n_d_c_follows():

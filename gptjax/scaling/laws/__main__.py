@@ -87,7 +87,8 @@ def _run(options) -> int:
         boot = None
         if options.bootstrap:
             boot = bootstrap(fit, options.bootstrap, options.seed, by=options.by)
-        out["fits"].append(summary(fit, boot, options.optimum, **given))
+        budgets = options.optimum if fit.law.has_shape or len(laws) == 1 else []
+        out["fits"].append(summary(fit, boot, budgets, **given))
         _print_fit(console, out["fits"][-1])
     if options.isoflop:
         out["isoflop"] = isoflop_summary(isoflop(runs, seed=options.seed))

@@ -32,9 +32,9 @@ class Scale:
 
     def critical(self, level: float) -> float:
         """The statistic that is exceeded with probability 1 - level."""
-        from scipy.stats import f
+        from scipy.special import fdtri  # scipy.stats takes a second to import
 
-        return float(f.ppf(level, 1, self.freedom))
+        return float(fdtri(1, self.freedom, level))
 
 
 def scale_of(objective: Objective, raw: np.ndarray) -> Scale:

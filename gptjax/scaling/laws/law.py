@@ -70,6 +70,11 @@ class Law:
         return {}
 
     @property
+    def has_shape(self) -> bool:
+        """Whether it is a law of N and D, so that a budget has an optimal shape."""
+        return {"parameters", "tokens"} <= set(self.variables)
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(p.name for p in self.parameters)
 

@@ -85,7 +85,7 @@ def best_shape(
 
 def check_shape_law(law: Law, others: dict) -> None:
     """BadInput when a law has no N and D to choose, or lacks a further column."""
-    if not {"parameters", "tokens"} <= set(law.variables):
+    if not law.has_shape:
         raise BadInput(f"law {law.name!r} is not one of parameters and tokens: no optimum")
     wanted = [v for v in law.variables if v not in ("parameters", "tokens", "flops")]
     missing = [v for v in wanted if v not in others]

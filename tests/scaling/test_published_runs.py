@@ -1,0 +1,101 @@
+"""Fits on published runs against their published figures, and on the ideal memoriser."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gptjax.scaling import memoriser
+from gptjax.scaling.laws import bootstrap, fit_law, get_law, isoflop
+from gptjax.scaling.laws.__main__ import main
+from gptjax.scaling.laws.fit import build_objective
+from tests.scaling import published
+from tests.scaling.test_laws import drawn
+
+
+def test_data_constrained_objective_and_optimum():
+    fit = fit_law(published.muennighoff(), "data_constrained", fixed=published.MUENNIGHOFF_HELD)
+    raw = fit.law.to_raw(published.MUENNIGHOFF)
+    assert fit.problem().value(raw) == pytest.approx(0.015825935, abs=1e-9)
+    loss, predicted = fit.runs.loss, fit.law.predict(raw, fit.inputs())
+    r2 = 1 - np.sum((loss - predicted) ** 2) / np.sum((loss - loss.mean()) ** 2)
+    assert r2 == pytest.approx(0.77220461, abs=1e-8)
+    assert fit.objective <= 0.0158048
+
+
+def test_porian_exponents_in_order():
+    found = []
+    for runs, exponent in published.porian().values():
+        result = isoflop(runs)
+        assert result.a.estimate == pytest.approx(exponent, abs=0.03)
+        if result.without_outliers:
+            assert result.without_outliers.a.estimate == pytest.approx(exponent, abs=0.03)
+        found.append(result.a.estimate)
+    assert len(found) == 5 and found == sorted(found, reverse=True)
+
+
+def test_gemstones_objectives():
+    for entry in published.gemstone_fits():
+        law, runs = get_law(entry["law"]), entry["runs"]
+        again = build_objective(runs, law, "huber_log", entry["delta"], {}).value(entry["raw"])
+        assert again == pytest.approx(entry["objective"], abs=1e-10)
+
+
+@pytest.mark.parametrize("subset, gain", [("cool_end", 0.005), ("hot_100b+_512x", 0.2)])
+def test_gemstones_fits_that_had_not_converged(subset, gain):
+    wanted = (subset, 1e-4, False, "parameters,tokens")
+    for entry in published.gemstone_fits():
+        said = (entry["subset"], entry["delta"], entry["without_embedding"], entry["columns"])
+        if said == wanted:
+            fit = fit_law(entry["runs"], "chinchilla", delta=1e-4, starts=3, diagnose=False)
+            assert fit.converged and fit.objective < entry["objective"] * (1 - gain)
+
+
+@pytest.mark.parametrize("alpha, floor_share", [(0.3, 0.015), (0.5, 0.001), (1.0, 0.001)])
+def test_q_norm_on_the_memoriser(alpha, floor_share):
+    memory, samples = np.round(np.logspace(2, 5, 10)), np.round(np.logspace(3, 7, 10))
+    runs = memoriser.runs(memory, samples, alpha, floor=1.0, gap=3.0)
+    fit = fit_law(runs, "q_norm", starts=6, loss="squared_log", diagnose=False)
+    assert fit.parameters["E"] == pytest.approx(1.0, rel=floor_share)
+    assert fit.parameters["alpha"] == pytest.approx(alpha, abs=0.01)
+    assert fit.parameters["beta"] == pytest.approx(alpha / (1 + alpha), abs=0.01)
+
+
+def test_bootstrap_of_approach_3_is_quick():
+    import time
+
+    entry = next(e for e in published.gemstone_fits() if e["subset"] == "hot")
+    fit = fit_law(entry["runs"], "chinchilla", starts=2, diagnose=False)
+    began = time.process_time()
+    bootstrap(fit, 100)
+    assert time.process_time() - began < 1.5  # 1000 in 15 s
+
+
+def test_command_line(tmp_path, capsys):
+    drawn("chinchilla", 0.01, rows=80).to_csv(tmp_path / "runs.csv")
+    out = tmp_path / "law.json"
+    done = main([str(tmp_path / "runs.csv"), "--law=chinchilla", "--law=kaplan_c", "--starts=4",
+                 "--columns", "N=parameters", "--bootstrap=30", "--holdout=4",
+                 "--optimum", "1e21", f"--json={out}"])  # fmt: skip
+    assert done == 0
+    text = capsys.readouterr().out
+    assert "L = E + A N^-alpha + B D^-beta" in text and "held out" in text
+    law = json.loads(out.read_text())
+    assert [f["law"] for f in law["fits"]] == ["chinchilla", "kaplan_c"]
+    assert law["fits"][0]["parameters"]["E"]["low"] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "arguments are required: runs"),
+        (["missing.csv"], "cannot read missing.csv"),
+        ([str(published.DATA / "data_constrained.csv"), "--law=chinchila"], "did you mean"),
+        ([str(published.DATA / "data_constrained.csv"), "--columns", "N"], "write name=value"),
+        ([str(published.DATA / "data_constrained.csv"), "--where", "unique_tokens=1"], "no row"),
+    ],
+)
+def test_command_line_refuses_in_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
