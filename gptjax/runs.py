@@ -1,9 +1,9 @@
 """From an Experiment and a folder to a finished run: claim, prepare, resume, train, write up."""
 
 import time
-from contextlib import nullcontext
+from collections.abc import Collection
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -34,7 +34,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.loop import Loop
 from gptjax.training.metrics import Progress, Recorder, clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer
-from gptjax.training.state import abstract_like, init_state
+from gptjax.training.state import TrainState, abstract_like, init_state
 from gptjax.training.step import make_eval_step, make_train_step
 from gptjax.training.workdir import claim, write_json
 
@@ -49,10 +49,17 @@ class Result:
     sample: str
 
 
-def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork: bool = False):
+def fit(
+    experiment: Experiment | str,
+    workdir: str | Path | None = None,
+    *,
+    fork: bool = False,
+    keep_steps: Collection[int] = (),
+):
     """Train an experiment in a folder, or go on with the one that stands there.
 
-    `workdir` defaults to runs/NAME. `fork` goes on from the newest checkpoint of another config.
+    `workdir` defaults to runs/NAME. `fork` goes on from the newest checkpoint of another config;
+    checkpoints of `keep_steps` are written and stay, whatever else is kept.
     Returns a `Result`; raises BadInput for anything the caller can mend, `loop.Preempted` when a
     signal stopped the run after saving it.
     """
@@ -61,35 +68,85 @@ def fit(experiment: Experiment | str, workdir: str | Path | None = None, *, fork
     experiment.validate()
     check_mesh(experiment.mesh, jax.device_count(), experiment.mesh_refusal)
     workdir = Path(workdir or Path("runs") / experiment.name)
+    with held(workdir):
+        begun = time.monotonic()
+        run = open_run(experiment, workdir, fork=fork, keep_steps=keep_steps)
+        try:
+            state = run.loop.run(run.state)
+        finally:
+            run.loop.close()
+        result = write_up(run, state)
+        if jax.process_index() == 0:
+            _report(result.figures, workdir, time.monotonic() - begun)
+        return result
+
+
+@contextmanager
+def held(workdir: Path):
+    """A run's folder, held by this run alone; one that a refusal leaves empty is taken away."""
     with claim(workdir) if jax.process_index() == 0 else nullcontext():
         try:
-            return _fit(experiment, workdir, fork)
+            yield
         finally:
             leave_nothing_empty(workdir)
 
 
-def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
-    begun = time.monotonic()
+def say(text: str) -> None:
+    """A line on the screen, from the first process alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+@dataclass
+class OpenRun:
+    """A run that stands in its folder: a loop to take it from `state` to its end."""
+
+    workdir: Path
+    loop: Loop
+    state: TrainState
+    dataset: data.Dataset
+    ledger: "Ledger"
+
+
+def open_run(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    fork: bool = False,
+    keep_steps: Collection[int] = (),
+    prepare=data.prepare,
+    watched: bool = True,
+) -> OpenRun:
+    """Check a held folder and everything that the run needs, restore it, write what it is.
+
+    `prepare(config, report=)` gives the dataset. `watched`: with a line of progress of its own.
+    """
     main = jax.process_index() == 0
-    say = partial(print, flush=True) if main else lambda *_: None
     check_folder(workdir)
     before = check_config(experiment, workdir, fork)
     same_data = before is None or not data_changed(experiment, before)
-    dataset = _open_data(experiment, workdir, same_data, say)
+    dataset = prepare(experiment.data, report=say)
+    experiment.check_vocabulary(dataset.vocab_size)
+    check_epochs(experiment, dataset)
+    if same_data:
+        check_manifest(workdir, dataset)
     split = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     iterator = dataset.train_iterator(**split)
     mesh = make_mesh(experiment.mesh)
     checkpointer = Checkpointer(
-        workdir / "checkpoints", keep=experiment.train.keep_checkpoints, report=say
+        workdir / "checkpoints",
+        keep=experiment.train.keep_checkpoints,
+        keep_steps=keep_steps,
+        report=say,
     )
-    state, seconds = _begin(experiment, mesh, checkpointer, iterator if same_data else None, say)
+    state, seconds = _begin(experiment, mesh, checkpointer, iterator if same_data else None)
     step = int(state.step)
     if main:
         write_config(experiment, workdir, step)
         write_json(workdir / "manifest.json", manifest(dataset))
         dataset.tokenizer.save(workdir / "tokenizer")
-    ledger = _Ledger(experiment)
-    say(f"{ledger.headline()} · mesh {'x'.join(map(str, mesh.devices.shape))} of {_device()}")
+    ledger = Ledger(experiment)
+    say(f"{ledger.headline()} · mesh {'x'.join(map(str, mesh.devices.shape))} of {device_kind()}")
     perplexity = Perplexity(
         make_eval_step(experiment), dataset, experiment.train.eval_batches, mesh, split
     )
@@ -99,27 +156,29 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         make_train_step(experiment),
         iterator,
         Recorder(workdir, step) if main else None,
-        _progress(experiment, ledger, step, mesh) if main else None,
+        _progress(experiment, ledger, step, mesh) if main and watched else None,
         checkpointer,
         perplexity,
         ledger.account,
         seconds,
     )
-    try:
-        state = loop.run(state)
-    finally:
-        loop.close()
+    return OpenRun(workdir, loop, state, dataset, ledger)
+
+
+def write_up(run: OpenRun, state: TrainState) -> Result:
+    """The last figures, a sample, result.json and the curves of a run that has ended."""
+    loop, dataset, ledger, experiment = run.loop, run.dataset, run.ledger, run.loop.experiment
     final = loop.figures  # the loop ends with an evaluation, unless the run had ended before
     if final is None:
-        with jax.set_mesh(mesh):
-            final = perplexity(state.params)
+        with jax.set_mesh(loop.mesh):
+            final = loop.evaluate(state.params)
     sample = ""
     if experiment.train.sample_tokens:
-        sample = _sample(experiment, dataset.tokenizer, state.params, mesh)
+        sample = _sample(experiment, dataset.tokenizer, state.params, loop.mesh)
     figures = {
         "experiment": experiment.name,
         **final,
-        **exact_figures(experiment.data, Decoder(experiment.model).apply, state.params, mesh),
+        **exact_figures(experiment.data, Decoder(experiment.model).apply, state.params, loop.mesh),
         "unigram_nats": dataset.unigram_entropy,
         "parameters": ledger.counts.total,
         "non_embedding_parameters": ledger.counts.non_embedding,
@@ -128,24 +187,14 @@ def _fit(experiment: Experiment, workdir: Path, fork: bool) -> Result:
         "seconds": round(loop.seconds, 3),
         "sample": sample,
     }
-    if main:
-        write_json(workdir / "result.json", figures)
-        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", title=experiment.name)
-        _report(figures, workdir, time.monotonic() - begun)
-    return Result(workdir, figures, state.params, sample)
+    if jax.process_index() == 0:
+        folder = run.workdir
+        write_json(folder / "result.json", figures)
+        plot_curves(folder / "metrics.jsonl", folder / "curves.png", title=experiment.name)
+    return Result(run.workdir, figures, state.params, sample)
 
 
-def _open_data(experiment: Experiment, workdir: Path, same: bool, say):
-    """The prepared corpus; BadInput where it cannot feed this run, or is not the folder's."""
-    dataset = data.prepare(experiment.data, report=say)
-    experiment.check_vocabulary(dataset.vocab_size)
-    check_epochs(experiment, dataset)
-    if same:
-        check_manifest(workdir, dataset)
-    return dataset
-
-
-def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator, say):
+def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator):
     """The state to go on from and the seconds already trained; None keeps the data at its start."""
     optimizer = make_optimizer(experiment.optim, experiment.steps)
     state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
@@ -163,7 +212,7 @@ def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator, s
     return restored.state, restored.extra["seconds"]
 
 
-class _Ledger:
+class Ledger:
     """What a run has cost at any step, by its config."""
 
     def __init__(self, experiment: Experiment):
@@ -189,12 +238,12 @@ class _Ledger:
         )
 
 
-def _device() -> str:
+def device_kind() -> str:
     return jax.devices()[0].device_kind
 
 
-def _progress(experiment: Experiment, ledger: _Ledger, step: int, mesh) -> Progress:
-    flops, peak = ledger.flops_per_token * experiment.tokens_per_step, peak_flops(_device())
+def _progress(experiment: Experiment, ledger: Ledger, step: int, mesh) -> Progress:
+    flops, peak = ledger.flops_per_token * experiment.tokens_per_step, peak_flops(device_kind())
     return Progress(experiment.name, experiment.steps, step, flops, peak and peak * mesh.size)
 
 
