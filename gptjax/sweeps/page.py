@@ -5,10 +5,13 @@ import json
 import math
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
 from gptjax.scaling.chart import GREY, INK, Chart, Series, Surface
+from gptjax.scaling.plots import draw_png
+from gptjax.training.workdir import storage_errors
 
 FONT = 'system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif'
 
@@ -108,6 +111,17 @@ def page(title: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+def write_figures(folder: Path, drawn: tuple[Chart, ...]) -> None:
+    """Each chart as PNG; figures that an earlier report left there go."""
+    with storage_errors(f"write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.png"):
+            if old.stem not in {chart.name for chart in drawn}:
+                old.unlink()
+        for chart in drawn:
+            draw_png(chart, folder / f"{chart.name}.png")
 
 
 # ---------------------------------------------------------------- charts by plotly

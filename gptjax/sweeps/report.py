@@ -13,7 +13,6 @@ import numpy as np
 from gptjax.errors import BadInput
 from gptjax.experiment import flatten
 from gptjax.scaling.chart import Chart
-from gptjax.scaling.plots import draw_png
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.analysis import Findings, analyse
 from gptjax.sweeps.curves import Curve, read_curves
@@ -21,7 +20,7 @@ from gptjax.sweeps.figures import charts
 from gptjax.sweeps.findings import findings_json, law_section, optima_table, scores_table, summary
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import State
-from gptjax.sweeps.page import Cell, bullets, figure, number, page, table
+from gptjax.sweeps.page import Cell, bullets, figure, number, page, table, write_figures
 from gptjax.sweeps.sweep import Analysis
 from gptjax.training.metrics import clock, short
 from gptjax.training.workdir import storage_errors, write_json, write_whole
@@ -53,17 +52,6 @@ def write_report(folder: SweepFolder) -> Path:
     out = folder.path / "report.html"
     write_whole(out, page(f"{folder.name}: report of a sweep", body).encode())
     return out
-
-
-def write_figures(folder: Path, drawn: tuple[Chart, ...]) -> None:
-    """Each chart as PNG; figures that an earlier report left there go."""
-    with storage_errors(f"write {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.png"):
-            if old.stem not in {chart.name for chart in drawn}:
-                old.unlink()
-        for chart in drawn:
-            draw_png(chart, folder / f"{chart.name}.png")
 
 
 def findings_of(folder: SweepFolder, curves: dict[str, Curve]) -> Findings:

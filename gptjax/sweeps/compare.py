@@ -1,0 +1,339 @@
+"""Sweeps beside each other: shared axes and compute-equivalent gains, as a page and as data.
+
+    python -m gptjax.sweeps.compare runs/gelu runs/swiglu [--out runs/compare]
+    python -m gptjax.sweeps.compare GELU=runs/a SwiGLU=runs/b --reference=GELU --law=power
+
+The first sweep is the reference. A folder's seconds are those of its steps, without compilation;
+its bytes are the text that it was trained on, so that tokenizers can differ.
+"""
+
+import argparse
+import csv
+import html
+import io
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.errors import EXIT_BAD_INPUT, BadInput
+from gptjax.scaling.chart import GREY, PALETTE, Chart, Series, margins
+from gptjax.scaling.compare import Comparison, Gain, compare_runs
+from gptjax.scaling.table import Runs
+from gptjax.sweeps.analysis import tuned
+from gptjax.sweeps.curves import read_curves
+from gptjax.sweeps.figures import run_points
+from gptjax.sweeps.findings import bounded, interval_json, plain
+from gptjax.sweeps.folder import SweepFolder
+from gptjax.sweeps.page import Cell, bullets, figure, number, page, table, write_figures
+from gptjax.training.workdir import storage_errors, write_json, write_whole
+
+AXES = {
+    "flops": "training FLOPs",
+    "parameters": "parameters",
+    "seconds": "seconds of training",
+    "bytes": "bytes of training text",
+    "tokens": "training tokens",
+}
+
+
+def compare(sweeps: Mapping[str, Runs | SweepFolder], **options) -> Comparison:
+    """Compare sweeps by label, the first one being the reference; `options` as of `compare_runs`.
+
+    A folder gives its finished points, the best setting of each shape and length, with seconds,
+    bytes and corpus. BadInput when there is too little to compare.
+    """
+    tables, corpora = {}, {}
+    for label, sweep in sweeps.items():
+        if isinstance(sweep, SweepFolder):
+            tables[label] = folder_runs(sweep)
+            corpora[label] = corpus_of(sweep, label)
+        else:
+            tables[label] = sweep
+            names = {str(name) for name in sweep.columns.get("corpus", ())}
+            if len(names) > 1:
+                raise BadInput(f"{label} holds runs on {', '.join(sorted(names))}; give one corpus")
+            corpora[label] = names.pop() if names else ""
+    return compare_runs(tables, **{"corpora": corpora, **options})
+
+
+def folder_runs(folder: SweepFolder) -> Runs:
+    """The finished points that a law may be fitted to, with columns seconds and bytes."""
+    runs = folder.runs().finite()
+    fields = {name for point in folder.points.values() for name in point.row}
+    runs, _ = tuned(runs, tuple(sorted(fields - {"name", "group"})))
+    curves = read_curves(folder)
+    seconds = [
+        curves[name].seconds if name in curves else whole
+        for name, whole in zip(runs.names, runs.columns["seconds"], strict=True)
+    ]
+    columns = {"seconds": np.array(seconds)}
+    per_byte = runs.columns["bits_per_byte"] * np.log(2)
+    if np.isfinite(per_byte).all():
+        columns["bytes"] = runs.tokens * runs.loss / per_byte
+    return runs.with_columns(**columns)
+
+
+def corpus_of(folder: SweepFolder, label: str) -> str:
+    """What a sweep's points were trained and validated on, as one text; BadInput for two."""
+    found = set()
+    for point in folder.points.values():
+        data = point.experiment.to_json()["data"]
+        more = {"files": data["files"], "zipf_facts": data["facts"]}.get(data["corpus"])
+        found.add(data["corpus"] + (f" {json.dumps(more, sort_keys=True)}" if more else ""))
+    if len(found) > 1:
+        raise BadInput(f"{label} holds points on {', '.join(sorted(found))}; give one corpus")
+    return found.pop()
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def write_comparison(comparison: Comparison, out: str | Path) -> Path:
+    """Write compare.html, compare.json, gains.csv and the figures; the path of compare.html."""
+    out = Path(out)
+    drawn = comparison_charts(comparison)
+    write_figures(out / "figures", drawn)
+    write_json(out / "compare.json", comparison_json(comparison))
+    write_whole(out / "gains.csv", gains_csv(comparison).encode())
+    body = comparison_body(comparison, drawn)
+    path = out / "compare.html"
+    write_whole(path, page(f"comparison of {', '.join(comparison.tables)}", body).encode())
+    return path
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """A sentence for each pair and resource."""
+    return [sentence(gain) for gain in comparison.gains]
+
+
+def sentence(gain: Gain) -> str:
+    """A gain in words."""
+    if gain.at is None:
+        return f"{gain.label} against {gain.reference}, {gain.resource}: {gain.verdict}."
+    return (
+        f"{gain.label} against {gain.reference}, {gain.resource}: gain {bounded(gain.at, '.3g')} "
+        f"at a loss of {gain.loss:.4g}: {gain.verdict}."
+    )
+
+
+def comparison_charts(comparison: Comparison) -> tuple[Chart, ...]:
+    """Loss against each resource with all sweeps on it, and each resource's gains over loss."""
+    colors = {label: PALETTE[k % len(PALETTE)] for k, label in enumerate(comparison.tables)}
+    charts = []
+    for name, lines in comparison.lines.items():
+        series = []
+        for label, (x, loss) in lines.items():
+            series.append(Series(label, x, loss, color=colors[label], group=label))
+        for label, runs in comparison.tables.items():
+            style = {"color": colors[label], "group": label, "opacity": 0.75}
+            series.append(
+                run_points(runs, runs.column(name), runs.loss, comparison.unit, label, **style)
+            )
+        charts.append(
+            Chart(
+                name=f"loss_{name}",
+                title=f"Loss against {AXES[name]}",
+                x_label=AXES[name],
+                y_label=f"loss ({comparison.unit})",
+                series=tuple(series),
+                caption=(
+                    "Runs, and the lowest fitted loss: along each one's compute-optimal line."
+                    if comparison.law == "chinchilla"
+                    else "Runs, and the jointly fitted powers above a shared floor."
+                ),
+            )
+        )
+        charts += gain_chart(comparison, name, colors)
+    return tuple(charts)
+
+
+def gain_chart(comparison: Comparison, name: str, colors: Mapping[str, str]) -> list[Chart]:
+    """The gains in one resource over the losses that both have reached."""
+    gains = [g for g in comparison.gains if g.resource == name and g.at is not None]
+    if not gains:
+        return []
+    losses = np.concatenate([gain.losses for gain in gains])
+    ends = margins(losses, 0.02)
+    series = [Series("no gain", ends, [1, 1], color=GREY, width=1.2, dash="dash")]
+    for gain in gains:
+        known = np.isfinite(gain.low)
+        series.append(
+            Series(
+                gain.label,
+                gain.losses[known],
+                gain.estimate[known],
+                color=colors[gain.label],
+                low=gain.low[known],
+                high=gain.high[known],
+            )
+        )
+    said = "; ".join(f"{gain.label}: {gain.verdict}" for gain in gains)
+    return [
+        Chart(
+            name=f"gain_{name}",
+            title=f"Gain in {AXES[name]} over {comparison.reference} at equal loss",
+            x_label=f"loss ({comparison.unit})",
+            y_label="times less",
+            series=tuple(series),
+            log_x=False,
+            caption=f"Only over the losses that both have reached. In the middle: {said}.",
+        )
+    ]
+
+
+def comparison_body(comparison: Comparison, drawn: tuple[Chart, ...]) -> str:
+    """The page between its head and its script."""
+    labels = ", ".join(comparison.tables)
+    rows = []
+    for gain in comparison.gains:
+        row: list[Cell | str] = [gain.label, gain.resource]
+        if gain.at is None:
+            row += ["", "", ""]
+        else:
+            row += [
+                Cell(bounded(gain.at, ".3g"), gain.at.estimate),
+                number(gain.loss, ".4g"),
+                f"{gain.losses[-1]:.4g} to {gain.losses[0]:.4g}",
+            ]
+        rows.append([*row, Cell(gain.verdict, gain.verdict, True)])
+    heads = ["sweep", "resource", f"gain over {comparison.reference}", "at loss", "overlap"]
+    form = "L(N, D)" if comparison.law == "chinchilla" else "one power per resource"
+    parts = [
+        "<h1>Comparison</h1>",
+        f'<p class="lead">{html.escape(labels)}; the reference is '
+        f"{html.escape(comparison.reference)}.</p>",
+        f'<div class="summary">{bullets(summary(comparison))}</div>',
+        "<h2>Gains at equal loss</h2>",
+        f"<p>How many times less is needed than by {html.escape(comparison.reference)} to reach "
+        f"the same loss, fitted jointly ({form}, {comparison.exponents} exponents) above one "
+        f"floor for each corpus; {100 * comparison.level:.0f}% intervals from "
+        f"{comparison.resamples} resamples of each sweep's runs. "
+        "Not separable: the interval holds 1.</p>",
+        table([*heads, "verdict"], rows),
+    ]
+    if comparison.remarks:
+        parts.append(bullets(list(comparison.remarks), "plain flags"))
+    parts.append("<h2>Figures</h2>")
+    parts += [figure(chart, place) for place, chart in enumerate(drawn, 1)]
+    parts.append("<h2>Joint fits</h2>")
+    for name, fit in comparison.fits.items():
+        said = [[key, number(value, ".5g")] for key, value in fit.parameters.items()]
+        parts.append(
+            f"<h3>{html.escape(name)}</h3><p><code>{html.escape(fit.law.formula)}</code>, "
+            f"{len(fit.runs)} runs, R² {fit.r2:.5f}, {fit.starts_agreeing} of {fit.starts} starts "
+            "agree.</p>" + table(["parameter", "estimate"], said, sort=False)
+        )
+    parts.append("<h2>Runs</h2>")
+    rows = []
+    for label, runs in comparison.tables.items():
+        for i, name in enumerate(runs.names):
+            known = [number(runs.column(n)[i], ".4g") for n in comparison.lines]
+            rows.append([label, name, *known, number(runs.loss[i], ".4f")])
+    parts.append(table(["sweep", "run", *comparison.lines, f"loss ({comparison.unit})"], rows))
+    return "\n".join(parts)
+
+
+def gains_csv(comparison: Comparison) -> str:
+    """The gains at every level of loss, a row each."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["label", "reference", "resource", "loss", "gain", "low", "high"])
+    for gain in comparison.gains:
+        for values in zip(gain.losses, gain.estimate, gain.low, gain.high, strict=True):
+            cells = ["" if not np.isfinite(v) else repr(float(v)) for v in values]
+            writer.writerow([gain.label, gain.reference, gain.resource, *cells])
+    return out.getvalue()
+
+
+def comparison_json(comparison: Comparison) -> dict:
+    """Everything found, as plain data."""
+    return {
+        "reference": comparison.reference,
+        "corpora": dict(comparison.corpora),
+        "law": comparison.law,
+        "exponents": comparison.exponents,
+        "unit": comparison.unit,
+        "runs": {label: list(runs.names) for label, runs in comparison.tables.items()},
+        "gains": [
+            {
+                "label": gain.label,
+                "reference": gain.reference,
+                "resource": gain.resource,
+                "loss": plain(gain.loss),
+                "gain": interval_json(gain.at),
+                "verdict": gain.verdict,
+                "over": [
+                    {"loss": plain(x), "gain": plain(g), "low": plain(a), "high": plain(b)}
+                    for x, g, a, b in zip(
+                        gain.losses, gain.estimate, gain.low, gain.high, strict=True
+                    )
+                ],
+            }
+            for gain in comparison.gains
+        ],
+        "fits": {
+            name: {
+                "formula": fit.law.formula,
+                "parameters": {key: plain(value) for key, value in fit.parameters.items()},
+                "objective": plain(fit.objective),
+                "aic": plain(fit.aic),
+                "r2": plain(fit.r2),
+                "flags": list(fit.flags),
+            }
+            for name, fit in comparison.fits.items()
+        },
+        "remarks": list(comparison.remarks),
+    }
+
+
+# ---------------------------------------------------------------- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise BadInput(message)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0, or 2 for what can be mended."""
+    parser = _Parser(prog="python -m gptjax.sweeps.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("sweeps", nargs="+", help="folders of sweeps, or LABEL=FOLDER")
+    parser.add_argument("--out", default="", help="where to write (default: beside the first)")
+    parser.add_argument("--reference", help="the label that the others are measured against")
+    parser.add_argument("--law", default="auto", help="auto, chinchilla or power")
+    parser.add_argument("--exponents", default="own", help="own or shared")
+    parser.add_argument("--resamples", type=int, default=400)
+    try:
+        given = parser.parse_args(arguments)
+        folders = {}
+        for text in given.sweeps:
+            label, equals, path = text.partition("=")
+            path = Path(path if equals else text)
+            label = label if equals else path.resolve().name
+            if label in folders:
+                raise BadInput(f"two sweeps are called {label!r}; give LABEL=FOLDER")
+            folders[label] = SweepFolder.open(path)
+        comparison = compare(
+            folders,
+            reference=given.reference,
+            law=given.law,
+            exponents=given.exponents,
+            resamples=given.resamples,
+        )
+        out = Path(given.out) if given.out else next(iter(folders.values())).path.parent / "compare"
+        with storage_errors(f"write {out}"):
+            out.mkdir(parents=True, exist_ok=True)
+        path = write_comparison(comparison, out)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    print("\n".join(summary(comparison)))
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
