@@ -145,7 +145,8 @@ def _backward(experiment: Experiment, params, batch):
 def measure(experiment: Experiment) -> tuple[float | None, str]:
     """Seconds of a step on the devices that are here, or None and why there is no figure."""
     devices = jax.device_count()
-    return _measure(experiment, _shape(experiment.mesh, devices), devices)
+    planned = max(devices, math.prod(experiment.mesh.shape(1)))
+    return _measure(experiment, experiment.mesh.shape(planned), devices)
 
 
 def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None, str]:

@@ -9,7 +9,7 @@ runs/NAME/report.html       with law.json, runs.csv and the figures, once points
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,26 @@ from gptjax.experiment import Experiment
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.ledger import Ledger, State
 from gptjax.sweeps.sweep import Analysis, Point, Sweep
+from gptjax.sweeps.trunks import find_branches, ready
 from gptjax.training.workdir import read_json, write_json
 
 
 class SweepFolder:
     """The points of a sweep where they are run."""
 
-    def __init__(self, path: str | Path, name: str, points: tuple[Point, ...], attempts: int):
+    def __init__(
+        self,
+        path: str | Path,
+        name: str,
+        points: tuple[Point, ...],
+        attempts: int,
+        share_trunks: bool,
+    ):
         self.path = Path(path)
         self.name = name
         self.points = {point.name: point for point in points}
         self.attempts = attempts
+        self.branches = find_branches(self.points) if share_trunks else {}
         self.ledger = Ledger(self.path, list(self.points))
 
     @staticmethod
@@ -45,10 +54,11 @@ class SweepFolder:
                 raise BadInput(
                     f"{path} holds the sweep {other}, not {sweep.name}; give another --workdir"
                 )
-        folder = SweepFolder(path, sweep.name, sweep.points, sweep.attempts)
+        folder = SweepFolder(path, sweep.name, sweep.points, sweep.attempts, sweep.share_trunks)
         tree = {
             "name": sweep.name,
             "attempts": sweep.attempts,
+            "share_trunks": sweep.share_trunks,
             "analysis": dataclasses.asdict(sweep.analysis),
             "points": [
                 {
@@ -77,7 +87,7 @@ class SweepFolder:
                 )
                 for row in tree["points"]
             )
-            return SweepFolder(path, tree["name"], points, tree["attempts"])
+            return SweepFolder(path, tree["name"], points, tree["attempts"], tree["share_trunks"])
         except (KeyError, TypeError):
             raise DamagedData(f"{Path(path) / 'sweep.json'} is damaged") from None
 
@@ -90,6 +100,18 @@ class SweepFolder:
     def workdir(self, point: str) -> Path:
         """The run folder of a point."""
         return self.path / "points" / point
+
+    def can_begin(self, point: str, among: Collection[str]) -> bool:
+        """False for a point whose trunk, one of those that are run, has not come far enough."""
+        branch = self.branches.get(point)
+        if branch is None or branch.trunk not in among:
+            return True
+        finished = self.ledger.state(branch.trunk).finished
+        return ready(self.workdir(point), self.workdir(branch.trunk), branch, finished)
+
+    def kept_steps(self, point: str) -> tuple[int, ...]:
+        """Where other points branch off a point's run."""
+        return tuple(sorted(b.step for b in self.branches.values() if b.trunk == point))
 
     def newest_step(self, point: str) -> int:
         """The newest checkpoint of a point by name, 0 when there is none."""

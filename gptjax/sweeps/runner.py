@@ -77,10 +77,11 @@ def run_sweep(
 
 
 def _unclaimed(folder: SweepFolder, names: list[str]) -> tuple[int, int]:
-    """(points not finished, those of them that nobody works on)."""
-    ledger = folder.ledger
+    """(points not finished, those of them that a further worker could take)."""
+    ledger, among = folder.ledger, set(names)
     left = [name for name in names if not ledger.state(name).finished]
-    return len(left), sum(ledger.running(name) is None for name in left)
+    free = (folder.can_begin(name, among) and ledger.running(name) is None for name in left)
+    return len(left), sum(free)
 
 
 def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) -> None:

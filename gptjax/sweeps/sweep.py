@@ -126,16 +126,16 @@ class Sweep:
             )
 
 
-def identity(experiment: Experiment) -> str:
-    """Six hex digits that change with everything that changes a run's results."""
+def identity(experiment: Experiment, digits: int = 6) -> str:
+    """Hex digits that change with everything that changes a run's results."""
     flat = flatten(experiment.to_json())
     kept = {k: v for k, v in flat.items() if k != "name" and not k.startswith(MAY_DIFFER)}
-    return digest(json.dumps(kept, sort_keys=True))
+    return digest(json.dumps(kept, sort_keys=True), digits)
 
 
-def digest(text: str) -> str:
-    """Six hex digits of a text's sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+def digest(text: str, digits: int = 6) -> str:
+    """The first hex digits of a text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def _label(fields: Mapping[str, object]) -> str:

@@ -19,6 +19,7 @@ from gptjax import allocator
 from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import Lease, Ledger
+from gptjax.sweeps.trunks import begin_from_trunk
 from gptjax.training.signals import LeaveAtOnce, Preempted
 
 Say = Callable[[str], None]
@@ -27,9 +28,11 @@ Say = Callable[[str], None]
 def next_point(folder: SweepFolder, names: list[str], last: str = "") -> Lease | None:
     """Claim the best point there is: of the program at hand if possible, the costly ones first.
 
-    The costly ones first, because whoever takes the last point ends the sweep.
+    The costly ones first, because whoever takes the last point ends the sweep; a point whose
+    trunk is still growing is left for later.
     """
-    points = [folder.points[name] for name in names]
+    among = set(names)
+    points = [folder.points[name] for name in names if folder.can_begin(name, among)]
     points.sort(key=lambda point: (point.program != last, -point.flops))
     for point in points:
         lease = folder.ledger.claim(point.name, folder.newest_step(point.name))
@@ -47,8 +50,13 @@ def run_point(folder: SweepFolder, lease: Lease, say: Say = print) -> None:
     from gptjax.training.loop import Diverged
 
     point, ledger = folder.points[lease.point], folder.ledger
+    workdir, branch = folder.workdir(point.name), folder.branches.get(point.name)
     try:
-        result = fit(point.experiment, folder.workdir(point.name))
+        if branch is not None:
+            trunk = folder.workdir(branch.trunk)
+            if begin_from_trunk(trunk, branch.step, workdir, point.experiment):
+                say(f"{point.name} begins at step {branch.step} of {branch.trunk}")
+        result = fit(point.experiment, workdir, keep_steps=folder.kept_steps(point.name))
     except Diverged as error:
         say(f"{point.name} diverged: {error}")
         ledger.finish(lease, "diverged", {}, str(error))
