@@ -181,21 +181,24 @@ def plot_coordinates(checks: dict[str, Coordinates], out: str | Path) -> None:
     """Scale against width by part, a row of panels per check and a colour per step, as one PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(12, 2.8 * len(checks)), layout="constrained")
     panels = figure.subplots(len(checks), len(PARTS), squeeze=False, sharex=True)
     for (title, check), row in zip(checks.items(), panels, strict=True):
         steps = sorted({r["step"] for r in check.rows})
         colours = colormaps["viridis"](np.linspace(0, 0.9, len(steps)))
-        labelled = set()
         for (place, step), widths in check.mean("scale").items():
-            part = place.rsplit("/", 1)[-1]
-            panel = row[PARTS.index(part)]
-            label = f"step {step}" if (part, step) not in labelled else None
-            labelled.add((part, step))
-            points = sorted((w, s) for w, s in widths.items() if s > 0)
-            panel.plot(*zip(*points, strict=True), "o-", color=colours[steps.index(step)],
-                       markersize=3, linewidth=1, label=label) if points else None  # fmt: skip
+            panel = row[PARTS.index(place.rsplit("/", 1)[-1])]
+            points = sorted((width, scale) for width, scale in widths.items() if scale > 0)
+            if points:
+                panel.plot(
+                    *zip(*points, strict=True),
+                    "o-",
+                    color=colours[steps.index(step)],
+                    markersize=3,
+                    linewidth=1,
+                )
         for part, panel in zip(PARTS, row, strict=True):
             slope = check.steepest().get(part, 0.0)
             panel.set_title(f"{title}: {part}, steepest slope {slope:+.3f}", fontsize=9)
@@ -203,7 +206,8 @@ def plot_coordinates(checks: dict[str, Coordinates], out: str | Path) -> None:
             panel.set_yscale("log")
             panel.grid(True, which="both", alpha=0.2)
         row[0].set_ylabel("mean absolute value")
-        row[0].legend(frameon=False, fontsize=7)
+        handles = [Line2D([], [], color=colour) for colour in colours]
+        row[0].legend(handles, [f"step {step}" for step in steps], frameon=False, fontsize=7)
     for panel in panels[-1]:
         panel.set_xlabel("width")
     part = Path(out).with_suffix(".part.png")

@@ -51,6 +51,12 @@ VARIANTS = {
         "biases": "norm",
         "attention": AttentionConfig(kernel="blocked"),
     },
+    "mup_larger_heads_gqa": {
+        "parametrization": "mup",
+        "base_width": 8,
+        "num_kv_heads": 2,
+        "attention": AttentionConfig(kernel="blocked", base_head_dim=2),
+    },
 }
 
 

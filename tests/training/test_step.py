@@ -21,6 +21,8 @@ from gptjax.training.optimizer import (
     hyper_of,
     make_optimizer,
     make_schedule,
+    path_name,
+    width_multipliers,
 )
 from gptjax.training.state import TrainState, init_state, param_specs
 from gptjax.training.step import make_eval_step, make_train_step, train_program
@@ -43,7 +45,8 @@ ROTARY_GQA = DecoderConfig(
 TIED = DecoderConfig(
     vocab_size=61, context_length=LENGTH, num_layers=1, d_model=16, num_heads=4, d_ff=32
 )
-MODELS = {"rotary_gqa": ROTARY_GQA, "tied": TIED}
+MUP = dataclasses.replace(ROTARY_GQA, layers="scan", d_ff=32, parametrization="mup", base_width=4)
+MODELS = {"rotary_gqa": ROTARY_GQA, "tied": TIED, "mup": MUP}
 ONE = (1, 1, 1)
 
 
@@ -111,6 +114,7 @@ def on_one_device(name: str):
         ("tied", (2, 2, 1)),
         ("tied", (1, 2, 2)),  # 61 tokens split over no two devices
         ("tied", (1, 1, 4)),
+        ("mup", (2, 2, 2)),
     ],
 )
 def test_the_same_losses_on_every_mesh(name, shape):
@@ -283,6 +287,49 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert after.step == before.step + 1
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, before.opt_state)
+
+
+# ---------------------------------------------------------------- rates by width
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "inside", "shared"),
+    [("adamw", 1 / 4, 1 / 4), ("lion", 1 / 4, 1 / 4), ("adafactor", 1 / 2, 1 / 2),
+     ("muon", 1 / 2, 1 / 4)],
+)  # fmt: skip
+def test_mup_multiplies_the_rates_of_block_matrices(optimizer, inside, shared):
+    """At four base widths; `shared` are key and value of multi-query attention."""
+    for model in (ROTARY_GQA, MUP, dataclasses.replace(MUP, num_kv_heads=1, biases="all")):
+        config = OptimConfig(name=optimizer)
+        tree = width_multipliers(config, model, fresh_params(model))
+        for path, multiplier in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            name = path_name(path)
+            expected = 1.0
+            if model.parametrization == "mup" and name.startswith("layer"):
+                one = model.num_kv_heads == 1 and name.endswith(("/key", "/value"))
+                vector = "bias" in name or "scale" in name
+                expected = 1.0 if vector else shared if one else inside
+            assert multiplier == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "muon"])
+def test_mup_multiplies_updates_and_leaves_the_decay(optimizer):
+    config = OptimConfig(name=optimizer, lr=0.1, warmup_fraction=0.0, schedule="constant")
+    params = fresh_params(MUP)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+
+    def updates(model, weight_decay):
+        rule = make_optimizer(dataclasses.replace(config, weight_decay=weight_decay), 10, model)
+        state = make_optimizer(config, 10).init(params)  # which knows of no model
+        return jax.jit(rule.update)(grads, state, params)[0]
+
+    plain, scaled, decayed = updates(None, 0.0), updates(MUP, 0.0), updates(MUP, 0.5)
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    multipliers = width_multipliers(config, MUP, params)
+    jax.tree.map(lambda u, m, v: near(u * m, v), plain, multipliers, scaled)
+    decays = decay_mask(config, params)
+    jax.tree.map(lambda u, v, p, d: near(v - u, -0.05 * d * p), scaled, decayed, params, decays)
 
 
 # ---------------------------------------------------------------- schedules and masks
