@@ -18,6 +18,7 @@ _WHERE = {
     "OptimConfig": "gptjax.training.config",
     "Preempted": "gptjax.training.signals",
     "fit": "gptjax.runs",
+    "fit_population": "gptjax.population",
     "get": "gptjax.registry",
     "names": "gptjax.registry",
     "register": "gptjax.registry",

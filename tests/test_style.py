@@ -23,7 +23,15 @@ HEAVY = {"tensorflow_datasets", "orbax", "tyro", "matplotlib", "torch", "rich", 
          "sentencepiece", "tensorboardX", "cattrs", "array_record", "scipy", "plotly"}  # fmt: skip
 
 
-TOP = {"runs", "run_folder", "plan", "registry", "command_line", "experiment"}  # above all rooms
+TOP = {
+    "runs",
+    "population",
+    "run_folder",
+    "plan",
+    "registry",
+    "command_line",
+    "experiment",
+}  # above all rooms
 
 
 def level(room: str) -> int | None:

@@ -6,6 +6,7 @@ together. A member that has ended, or whose loss is not finite, leaves; the othe
 """
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 
 from gptjax.parallel.hosts import AGREE_EVERY, any_host
 from gptjax.training.loop import Diverged, Loop, Preempted, StopSignal
-from gptjax.training.optimizer import Hyper
+from gptjax.training.optimizer import Hyper, hyper_of
 from gptjax.training.stacked import Group, Mode, arrange
 from gptjax.training.state import TrainState
 
@@ -46,6 +47,13 @@ class Member(Loop):
     state: TrainState | None = None
     hyper: Hyper | None = None
     error: Diverged | None = None
+
+    @classmethod
+    def of(cls, loop: Loop, state: TrainState) -> "Member":
+        """The run of a loop, to go on from this state in a population."""
+        fields = {f.name: getattr(loop, f.name) for f in dataclasses.fields(Loop)}
+        hyper = hyper_of(loop.experiment.optim, loop.experiment.steps)
+        return cls(**fields, state=state, hyper=hyper)
 
     def __post_init__(self):
         self.step = self.saved = int(self.state.step)

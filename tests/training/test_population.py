@@ -6,12 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import MeshConfig
-from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
 from gptjax.training.optimizer import hyper_of
-from gptjax.training.population_mode import choose_mode
-from gptjax.training.stacked import Mode, population_program, stack, stack_batches, take
+from gptjax.training.stacked import population_program, stack, stack_batches, take
 from gptjax.training.step import make_train_step
 from tests.conftest import changed
 from tests.training.test_step import ROTARY_GQA, TIED, batches, begin, experiment
