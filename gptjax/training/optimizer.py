@@ -130,12 +130,12 @@ def width_multipliers(config: OptimConfig, model: DecoderConfig, params):
 def make_optimizer(
     config: OptimConfig, steps: int, model: DecoderConfig | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of a run with its numbers built in."""
+    """The optimizer of a run with its numbers built in; `init` alone needs no model."""
     return traced_optimizer(config, hyper_of(config, steps), model)
 
 
 def traced_optimizer(
-    config: OptimConfig, hyper: Hyper, model: DecoderConfig | None = None
+    config: OptimConfig, hyper: Hyper, model: DecoderConfig | None
 ) -> optax.GradientTransformation:
     """Clipping, the update rule, decoupled decay and the schedule in one transformation.
 
