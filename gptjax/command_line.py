@@ -263,6 +263,12 @@ def run_sweep(sweep, command: Command) -> int:
 
 def run(command: Command) -> int:
     """Do what the command says; the exit code, or BadInput for whatever the user can mend."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding gets escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if command.workdir.startswith("~"):  # no shell expands it behind an equals sign
+        command = dataclasses.replace(command, workdir=os.path.expanduser(command.workdir))
+    if command.workdir.startswith("~"):
+        raise BadInput(f"--workdir={command.workdir} is of a user whose home is not known")
     if command.list:
         if command.overrides:
             raise BadInput(f"--list takes nothing else, and '{command.overrides[0]}' is given")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import math
+import sys
 import unicodedata
 from collections.abc import Iterable
 from typing import get_args
@@ -85,7 +85,7 @@ def check_types(part: str, config) -> None:
                 raise BadInput(f"{name} is {value}; the largest is {largest}")
             if kind is str:
                 _check_text(name, value)
-            if kind is float and not math.isfinite(value):
+            if kind is float and not abs(value) <= sys.float_info.max:  # also of huge integers
                 raise BadInput(f"{name} is {value}; give a finite number")
 
 

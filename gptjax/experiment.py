@@ -162,12 +162,25 @@ class Experiment:
         """The experiment of a run's `experiment.json`; BadInput names what does not fit."""
         import cattrs
 
+        if not isinstance(tree, dict):
+            raise BadInput(f"not a usable experiment: it is a {type(tree).__name__}, not an object")
         converter = cattrs.Converter(forbid_extra_keys=True)
+        for kind in (bool, int, float, str):
+            converter.register_structure_hook(kind, _as_it_is)
         try:
             return converter.structure(tree, Experiment)
         except Exception as error:
             problems = "; ".join(cattrs.transform_error(error, path="experiment"))
             raise BadInput(f"not a usable experiment: {problems}") from None
+
+
+def _as_it_is(value, kind: type):
+    # cattrs would call `kind`: 1.5 would become 1 and "no" True.
+    if type(value) is int and kind is float:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError  # cattrs says where and which type it expected
+    return value
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:

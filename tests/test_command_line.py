@@ -97,6 +97,7 @@ def refused(capsys, tmp_path, monkeypatch, cache_dir):
         ("--exp=quickstart --train.tokens=0", "both 0"),
         ("--exp=quickstart --dry-run --mesh.tensor=16", "takes 16 .*there are 8; .*num_heads = 2"),
         ("--exp=quickstart --workdir=", "--workdir"),
+        ("--exp=quickstart --workdir=~nobody-of-that-name/x", "home is not known"),
         ("--exp=quickstart --train.steps=99999999999999999999", "train.steps.*largest"),
         ("--exp=quickstart --train.tokens=99999999999999999999", "train.tokens.*largest"),
         ("--exp=quickstart --model.d_ff=-99999999999999999999", "model.d_ff.*largest"),

@@ -39,6 +39,11 @@ def test_json_round_trip(tmp_path):
         ("train", "tokens", "many", r"train\.tokens"),
         ("model", "activation", "sigmoid", r"model\.activation"),
         ("data", "files", 5, r"data\.files"),
+        ("data", "corpus", 5, r"expected str @ experiment\.data\.corpus"),
+        ("model", "d_model", 1.5, r"expected int @ experiment\.model\.d_model"),
+        ("model", "tied_embeddings", "no", "expected bool"),
+        ("train", "seed", True, "expected int"),
+        ("optim", "lr", 10**400, r"too large.*optim\.lr"),
     ],
 )
 def test_json_that_does_not_fit_is_named(part, key, value, words):
@@ -46,6 +51,15 @@ def test_json_that_does_not_fit_is_named(part, key, value, words):
     tree[part][key] = value
     with pytest.raises(BadInput, match=words):
         Experiment.from_json(tree)
+
+
+def test_json_of_another_kind_is_refused():
+    for tree in (None, [], "text"):
+        with pytest.raises(BadInput, match="it is a"):
+            Experiment.from_json(tree)
+    tree = E.to_json()
+    tree["optim"]["lr"] = 1
+    assert Experiment.from_json(tree).optim.lr == 1.0
 
 
 def test_a_missing_part_of_json_is_named():
@@ -125,6 +139,7 @@ def test_meshes_that_the_model_refuses():
         ({"model": {"positions": "rotery"}}, "did you mean 'rotary'"),
         ({"model": {"attention": AttentionConfig(kernel="fast")}}, "model.attention.kernel"),
         ({"model": {"dropout": float("nan")}}, "finite"),
+        ({"optim": {"lr": 10**400}}, "finite"),
         ({"objective": {"z_loss": -1.0}}, "objective.z_loss is -1.0"),
         ({"mesh": {"tensor": 0}}, "mesh.tensor is 0"),
     ],

@@ -10,6 +10,8 @@ from gptjax.data.zipf import ZipfFacts
 from gptjax.errors import BadInput, check_types, did_you_mean
 
 CORPORA = ("pycode", "shakespeare", "files", "zipf_facts")
+MAX_SENTENCEPIECE_VOCAB = 1 << 20  # beyond it the trainer takes all memory and ends the process
+MAX_WORKERS = 1024  # each is a thread
 MIN_SENTENCEPIECE_VOCAB = 320  # 256 bytes, the separator, the escapes and some letters
 TFDS_NAME = re.compile(r"tfds:[a-z0-9_]+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
@@ -54,10 +56,12 @@ class DataConfig:
             )
         if self.tokenizer in ("bpe", "unigram") and not self.tokenizer_file:
             _check_at_least("vocab_size", self.vocab_size, MIN_SENTENCEPIECE_VOCAB)
+            _check_at_most("vocab_size", self.vocab_size, MAX_SENTENCEPIECE_VOCAB)
         for name in ("batch_size", "sequence_length"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("max_bytes", "epochs", "seed", "workers"):
             _check_at_least(name, getattr(self, name), 0)
+        _check_at_most("workers", self.workers, MAX_WORKERS)
         if not 0 < self.validation_fraction < 1:
             nearest = 0.01 if self.validation_fraction <= 0 else 0.5
             raise BadInput(
@@ -143,3 +147,8 @@ def absolute(path: str, name: str) -> Path:
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise BadInput(f"data.{name}={value} is too small; the least is {least}")
+
+
+def _check_at_most(name: str, value: int, most: int) -> None:
+    if value > most:
+        raise BadInput(f"data.{name}={value} is too large; the most is {most}")

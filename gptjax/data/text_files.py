@@ -207,6 +207,8 @@ def _json_documents(
         where = f"{path}:{number}"
         text = _decoded(path, line, offset)
         offset += len(line) + 1
+        if number == 1:
+            text = text.removeprefix("\ufeff")  # a byte-order mark, as some editors put it
         if not text.strip():
             continue
         try:
@@ -216,10 +218,8 @@ def _json_documents(
         if not isinstance(value, dict):
             raise BadInput(f"{where} is a JSON {type(value).__name__}, not an object with text")
         if text_key not in value:
-            raise BadInput(
-                f"{where} has no field {text_key!r}, only {', '.join(sorted(value)) or 'none'}; "
-                "set data.text_key"
-            )
+            fields = ", ".join(sorted(value)[:10]) or "none"
+            raise BadInput(f"{where} has no field {text_key!r}, only {fields}; set data.text_key")
         document = value[text_key]
         if not isinstance(document, str):
             raise BadInput(f"{where} field {text_key!r} is {type(document).__name__}, not text")

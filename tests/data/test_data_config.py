@@ -54,6 +54,8 @@ def test_combinations_are_refused():
         ({"tokenizer": "bpe", "vocab_size": 100}, "the least is 320"),
         ({"tokenizer": "bpe", "vocab_size": 1 << 31}, "the largest is 2147483647"),
         ({"files": "*.txt"}, "not a list"),
+        ({"workers": 10**6}, "workers=1000000 is too large; the most is 1024"),
+        ({"tokenizer": "bpe", "vocab_size": 1 << 21}, "the most is 1048576"),
     ]:
         with pytest.raises(BadInput, match=message):
             replace(BASE, **changes).validate()

@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from gptjax.data import DataConfig, prepare
-from gptjax.data.text_files import find_files, read_documents
+from gptjax.data.text_files import Enough, find_files, read_documents
 from gptjax.errors import BadInput
 
 TEXT = "naïve \U0001f642 text\r\nsecond line\u2028not a new line\n" * 50
@@ -105,3 +105,17 @@ def test_listing_faults_are_one_line(tmp_path, monkeypatch):
 def test_a_file_named_by_two_globs_is_read_once(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     assert find_files([str(tmp_path / "*.txt"), str(tmp_path / "a.txt")]) == [tmp_path / "a.txt"]
+
+
+def test_a_byte_order_mark_is_no_part_of_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "x"}\n{"text": "\ufeffy"}\n')
+    texts = [text for _, text in read_documents(tmp_path / "a.jsonl", "text")]
+    assert texts == ["x", "\ufeffy"]
+
+
+def test_reading_stops_where_enough_was_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": ')
+    with pytest.raises(Enough):
+        list(read_documents(tmp_path / "a.jsonl", "text", 5))
+    with pytest.raises(BadInput, match=r"a\.jsonl:2 is not whole JSON"):
+        list(read_documents(tmp_path / "a.jsonl", "text", 100))
