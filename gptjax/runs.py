@@ -34,6 +34,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.loop import Loop
 from gptjax.training.metrics import Progress, Recorder, clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer
+from gptjax.training.signals import LeaveAtOnce
 from gptjax.training.state import TrainState, abstract_like, init_state
 from gptjax.training.step import make_eval_step, make_train_step
 from gptjax.training.workdir import claim, write_json
@@ -68,6 +69,7 @@ def fit(
     experiment.validate()
     check_mesh(experiment.mesh, jax.device_count(), experiment.mesh_refusal)
     workdir = Path(workdir or Path("runs") / experiment.name)
+    LeaveAtOnce.others_wait = jax.process_count() > 1
     with held(workdir):
         begun = time.monotonic()
         run = open_run(experiment, workdir, fork=fork, keep_steps=keep_steps)

@@ -19,6 +19,8 @@ def start_hosts() -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from those who answer it here.
+    jax.config.update("jax_enable_preemption_service", False)
     # Programs in flight side by side would meet their collectives in another order on each host.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if address:

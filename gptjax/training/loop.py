@@ -65,6 +65,8 @@ class Loop:
         with jax.set_mesh(self.mesh), contextlib.ExitStack() as stack:
             while step < experiment.steps:
                 batch = to_mesh(next(self.iterator), self.mesh)
+                if stop is None and jax.process_count() > 1:  # the others would wait for this one
+                    stop = stack.enter_context(StopSignal())
                 state, metrics = self.train_step(state, batch)
                 if stop is None:  # before the first step is on its way nothing can be lost
                     stop = stack.enter_context(StopSignal())

@@ -12,6 +12,11 @@ import threading
 
 from gptjax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
+LEFT = (
+    "left at once; the same command goes on from the newest checkpoint, and the steps since then "
+    "are computed again"
+)
+
 
 class Preempted(Exception):
     """The run was asked to stop, and has saved itself; the same command goes on with it."""
@@ -60,12 +65,19 @@ class Signals:
 
 
 class LeaveAtOnce(Signals):
-    """For a process that is ours: where nothing waits to be saved, a signal ends it with 75."""
+    """For a process that is ours: where nothing waits to be saved, a signal ends it with 75.
+
+    In a run of several hosts (`others_wait`) the rest would hang on the one that leaves: there the
+    loop is told instead, and all of them save and leave together.
+    """
 
     active = False
+    others_wait = False
+    asked = False
 
     def __enter__(self):
-        LeaveAtOnce.active = True
+        LeaveAtOnce.active, LeaveAtOnce.asked = True, False
+        self.presses = 0
         return super().__enter__()
 
     def __exit__(self, *_):
@@ -73,11 +85,18 @@ class LeaveAtOnce(Signals):
         super().__exit__(*_)
 
     def arrived(self, number: int) -> None:
-        _leave(
-            "stopped; nothing had to be saved: the same command goes on from the newest "
-            "checkpoint, or from the start",
-            EXIT_PREEMPTED,
-        )
+        self.presses += number == signal.SIGINT
+        if not LeaveAtOnce.others_wait:
+            _leave(
+                "stopped; nothing had to be saved: the same command goes on from the newest "
+                "checkpoint, or from the start",
+                EXIT_PREEMPTED,
+            )
+        elif self.presses >= 3:
+            _leave(LEFT, EXIT_INTERRUPTED)
+        elif not LeaveAtOnce.asked:
+            LeaveAtOnce.asked = True
+            _say("stopping together with the other hosts, after a save in their first steps")
 
 
 class StopSignal(Signals):
@@ -90,18 +109,14 @@ class StopSignal(Signals):
 
     def __init__(self):
         super().__init__()
-        self.asked = False
+        self.asked = LeaveAtOnce.asked
         self.told = self.presses = self.handled = 0
 
     def arrived(self, number: int) -> None:
         self.presses += number == signal.SIGINT
         if self.presses >= 3:
             if LeaveAtOnce.active:
-                _leave(
-                    "left at once; the same command goes on from the newest checkpoint, and the "
-                    "steps since then are computed again",
-                    EXIT_INTERRUPTED,
-                )
+                _leave(LEFT, EXIT_INTERRUPTED)
         elif self.presses == 2:
             _say("still saving; Ctrl-C once more leaves at once and loses the steps not saved")
         elif not self.told:

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from gptjax.training.signals import LeaveAtOnce, StopSignal
+
 # A step that holds the main thread in C with the interpreter's lock released, as XLA does.
 PROCESS = """
 import hashlib, sys, time
@@ -65,6 +67,21 @@ def test_the_third_interrupt_leaves_at_once():
     code, out, error, seconds = tell("ours saves 20", *[signal.SIGINT] * 3)
     assert code == 130 and out == "" and seconds < 5
     assert error.count("\n") == 3 and "left at once" in error.splitlines()[2]
+
+
+def test_among_several_hosts_the_loop_is_told(capsys):
+    with LeaveAtOnce() as outer:
+        assert not StopSignal().asked
+        LeaveAtOnce.others_wait = True
+        try:
+            outer.arrived(signal.SIGTERM)
+            outer.arrived(signal.SIGTERM)
+            assert StopSignal().asked
+        finally:
+            LeaveAtOnce.others_wait = False
+    with LeaveAtOnce():
+        assert not StopSignal().asked
+    assert capsys.readouterr().err.count("together with the other hosts") == 1
 
 
 def test_a_handler_put_above_answers_alone():
