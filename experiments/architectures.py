@@ -1,0 +1,73 @@
+"""Dense decoders that differ in one thing, on the same budgets: what is a choice worth in compute?
+
+    for name in gelu swiglu learned deep; do python experiments/run.py --exp=compare_$name; done
+    python -m gptjax.sweeps.compare runs/compare_gelu runs/compare_swiglu
+
+Every sweep has the same three budgets and tokens per parameter, so the losses overlap and the
+compute-equivalent gain can be read off at equal loss.
+"""
+
+import dataclasses
+
+from experiments.scaling import byte_run
+from gptjax import Analysis, Sweep, register
+from gptjax.scaling.planner import Rates, ShapeRule, isoflop_rows, ladder
+from gptjax.sweeps.grid import rows
+
+
+def _compared(name: str, rule: ShapeRule, **model: object) -> Sweep:
+    """Three budgets a factor 3 apart, four shapes each, of one kind of decoder."""
+    base = byte_run(length=128, lr=0.01)
+    base = dataclasses.replace(base, model=dataclasses.replace(base.model, **model))
+    shapes = ladder(base.model, rule, 1.5e4, 2.5e5, 6)
+    rates = Rates(lr=0.01, reference_width=56, batch_tokens=1024, batch_exponent=0.0)
+    grid = isoflop_rows(
+        base.model,
+        shapes,
+        [1e11, 3e11, 9e11],
+        per_budget=4,
+        length=128,
+        rates=rates,
+        tokens_per_parameter=15.0,
+        spread=5.0,
+    )
+    return Sweep(name, base, rows(*grid), Analysis(laws=("chinchilla",)), share_trunks=True)
+
+
+WIDE = ShapeRule(aspect=24, head_size=8)
+
+
+@register
+def compare_gelu() -> Sweep:
+    """The reference of the comparisons: GELU, rotary positions, width 24 times the depth.
+
+    python experiments/run.py --exp=compare_gelu
+    """
+    return _compared("compare_gelu", WIDE)
+
+
+@register
+def compare_swiglu() -> Sweep:
+    """SwiGLU (arXiv 2002.05202) in the place of GELU, at the same parameters per layer.
+
+    python experiments/run.py --exp=compare_swiglu
+    """
+    return _compared("compare_swiglu", WIDE, activation="swiglu")
+
+
+@register
+def compare_learned() -> Sweep:
+    """Learned positions in the place of rotary ones.
+
+    python experiments/run.py --exp=compare_learned
+    """
+    return _compared("compare_learned", WIDE, positions="learned")
+
+
+@register
+def compare_deep() -> Sweep:
+    """Narrow and deep: width 8 times the depth in the place of 24.
+
+    python experiments/run.py --exp=compare_deep
+    """
+    return _compared("compare_deep", ShapeRule(aspect=8, head_size=8))
