@@ -1,7 +1,7 @@
 """muP against the standard parametrization: the coordinate check, and learning rates by width.
 
     python benchmarks/mup.py coordinates [--widths 64 128 256 512 1024] [--grow head_dim] [...]
-    python benchmarks/mup.py transfer [--widths 64 512] [--powers -10 -4] [--seeds 2] [...]
+    python benchmarks/mup.py transfer [--widths 64 512] [--powers -12 -5] [--seeds 2] [...]
 
 Two layers on bytes of `pycode`, heads of 32 at width 64, base width 64. `coordinates` trains some
 steps at a constant rate and prints the slope of the log of the mean absolute activation over the
@@ -108,20 +108,24 @@ def transfer(arguments) -> None:
                         print(json.dumps(row), file=lines)
                     rows.append(row)
                     print(row, flush=True)
-    for parametrization in arguments.parametrizations:
+    table(rows)
+
+
+def table(rows: list[dict]) -> None:
+    """Mean validation loss over seeds of every point in the log, and the best rate of a width."""
+    powers = sorted({r["power"] for r in rows})
+    for parametrization in sorted({r["parametrization"] for r in rows}):
         print(f"\n{parametrization}: validation loss by log2 of the rate")
-        print("| width |", " | ".join(str(k) for k in range(low, high + 1)), "| best |")
-        for width in arguments.widths:
-            means = [mean_loss(rows, parametrization, width, k) for k in range(low, high + 1)]
-            best = low + means.index(min(means))
-            print(f"| {width} |", " | ".join(f"{m:.3f}" for m in means), f"| 2^{best} |")
-
-
-def mean_loss(rows, parametrization: str, width: int, power: int) -> float:
-    """Over seeds."""
-    key = (parametrization, width, power)
-    found = [r for r in rows if (r["parametrization"], r["width"], r["power"]) == key]
-    return statistics.fmean(r["loss"] if r["loss"] is not None else math.inf for r in found)
+        print("| width | seeds |", " | ".join(map(str, powers)), "| best |")
+        mine = [r for r in rows if r["parametrization"] == parametrization]
+        for width in sorted({r["width"] for r in mine}):
+            losses: dict[int, list[float]] = {power: [] for power in powers}
+            for r in (r for r in mine if r["width"] == width):
+                losses[r["power"]].append(math.inf if r["loss"] is None else r["loss"])
+            means = {power: statistics.fmean(found) for power, found in losses.items() if found}
+            cells = (f"{means[power]:.3f}" if power in means else "" for power in powers)
+            seeds = max(map(len, losses.values()))
+            print(f"| {width} | {seeds} |", " | ".join(cells), f"| 2^{min(means, key=means.get)} |")
 
 
 def train(parametrization: str, width: int, power: int, seed: int, arguments) -> dict:
@@ -178,7 +182,7 @@ def main() -> None:
     parser.add_argument("--model", type=json.loads, default={}, help="fields of the model as JSON")
     parser.add_argument("--lr", type=float, default=0.0, help="of the coordinate check")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 1, 2, 5, 10])
-    parser.add_argument("--powers", type=int, nargs=2, default=[-10, -4])
+    parser.add_argument("--powers", type=int, nargs=2, default=[-12, -5])
     parser.add_argument("--train_steps", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("runs/mup"))
     arguments = parser.parse_args()
