@@ -7,7 +7,7 @@ clipping, length, order of the data. `Experiment.program` says which can go toge
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def fit_population(
     mode: str = "auto",
     width: int = 0,
     fork: bool = False,
+    keep_steps: Sequence[Collection[int]] | None = None,
 ) -> list[Result | Diverged]:
     """Train experiments of one program side by side, or go on with those that stand there.
 
@@ -41,7 +42,8 @@ def fit_population(
     is made once a device), "sequential", "map" or "vmap"; `width`: members in one program, 0 for
     all. A run whose loss is not finite gives its `Diverged` instead of a `Result`, and the others
     go on. Raises BadInput for anything the caller can mend, before any step; Preempted when a
-    signal stopped the population after saving all of it.
+    signal stopped the population after saving all of it. `keep_steps`: for each run the
+    checkpoints that are written and stay, whatever else is kept.
     """
     experiments = list(experiments)
     folders = [Path("runs") / e.name for e in experiments]
@@ -56,8 +58,11 @@ def fit_population(
         begun, datasets, runs = time.monotonic(), _Datasets(), []
         for folder in folders:
             stack.enter_context(held(folder))
-        for experiment, folder in zip(experiments, folders, strict=True):
-            run = open_run(experiment, folder, fork=fork, prepare=datasets, watched=False)
+        kept = [()] * len(experiments) if keep_steps is None else keep_steps
+        for experiment, folder, keep in zip(experiments, folders, kept, strict=True):
+            run = open_run(
+                experiment, folder, fork=fork, keep_steps=keep, prepare=datasets, watched=False
+            )
             stack.callback(run.loop.close)
             run.loop = Member.of(run.loop, run.state)
             runs.append(run)

@@ -32,12 +32,14 @@ class SweepFolder:
         name: str,
         points: tuple[Point, ...],
         attempts: int,
+        together: int,
         share_trunks: bool,
     ):
         self.path = Path(path)
         self.name = name
         self.points = {point.name: point for point in points}
         self.attempts = attempts
+        self.together = together
         self.branches = find_branches(self.points) if share_trunks else {}
         self.ledger = Ledger(self.path, list(self.points))
 
@@ -54,10 +56,13 @@ class SweepFolder:
                 raise BadInput(
                     f"{path} holds the sweep {other}, not {sweep.name}; give another --workdir"
                 )
-        folder = SweepFolder(path, sweep.name, sweep.points, sweep.attempts, sweep.share_trunks)
+        folder = SweepFolder(
+            path, sweep.name, sweep.points, sweep.attempts, sweep.together, sweep.share_trunks
+        )
         tree = {
             "name": sweep.name,
             "attempts": sweep.attempts,
+            "together": sweep.together,
             "share_trunks": sweep.share_trunks,
             "analysis": dataclasses.asdict(sweep.analysis),
             "points": [
@@ -87,7 +92,8 @@ class SweepFolder:
                 )
                 for row in tree["points"]
             )
-            return SweepFolder(path, tree["name"], points, tree["attempts"], tree["share_trunks"])
+            options = (tree[key] for key in ("attempts", "together", "share_trunks"))
+            return SweepFolder(path, tree["name"], points, *options)
         except (KeyError, TypeError):
             raise DamagedData(f"{Path(path) / 'sweep.json'} is damaged") from None
 

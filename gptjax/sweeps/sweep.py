@@ -76,6 +76,7 @@ class Sweep:
     analysis: Analysis = field(default_factory=Analysis)
     budget: float = 0.0  # FLOPs that the whole sweep may take; 0: whatever it takes
     attempts: int = 3  # starts of a failing point before it is reported
+    together: int = 1  # points of one program that a worker trains as one population
     share_trunks: bool = False  # runs that differ in length alone share their beginning
     plan_only: bool = False  # a plan with its cost, too large for this code to start it unasked
 
@@ -116,8 +117,9 @@ class Sweep:
         """One clear line for a sweep that cannot be; nothing is computed before."""
         if not len(self.grid):
             raise BadInput(f"sweep {self.name} has no points")
-        if self.attempts < 1:
-            raise BadInput(f"attempts is {self.attempts}; give 1 or more")
+        for name in ("attempts", "together"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}; give 1 or more")
         self.analysis.validate()
         if self.budget and self.flops > self.budget * 1.001:
             raise BadInput(

@@ -19,69 +19,106 @@ from gptjax import allocator
 from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import Lease, Ledger
+from gptjax.sweeps.sweep import Point
 from gptjax.sweeps.trunks import begin_from_trunk
 from gptjax.training.signals import LeaveAtOnce, Preempted
 
 Say = Callable[[str], None]
 
 
-def next_point(folder: SweepFolder, names: list[str], last: str = "") -> Lease | None:
-    """Claim the best point there is: of the program at hand if possible, the costly ones first.
+def next_points(folder: SweepFolder, names: list[str], last: str = "") -> list[Lease]:
+    """Claim the best point there is, and those that can be trained beside it; [] for none.
 
-    The costly ones first, because whoever takes the last point ends the sweep; a point whose
-    trunk is still growing is left for later.
+    Best is one of the program at hand, and of these the costliest: whoever takes the last point
+    ends the sweep. A point whose trunk is still growing is left for later.
     """
     among = set(names)
     points = [folder.points[name] for name in names if folder.can_begin(name, among)]
     points.sort(key=lambda point: (point.program != last, -point.flops))
+    leases: list[Lease] = []
+    program = ""
     for point in points:
+        if leases and point.program != program:
+            continue
         lease = folder.ledger.claim(point.name, folder.newest_step(point.name))
         if lease is not None:
-            return lease
-    return None
+            leases.append(lease)
+            program = point.program
+        if len(leases) == folder.together:
+            break
+    return leases
 
 
-def run_point(folder: SweepFolder, lease: Lease, say: Say = print) -> None:
-    """Train one claimed point and write down what came of it; a divergence is a result.
+def run_points(folder: SweepFolder, leases: list[Lease], say: Say = print) -> None:
+    """Train claimed points of one program and write down what came of them.
 
-    Preempted and KeyboardInterrupt pass through after the point was given back.
+    A divergence is a result. Preempted and KeyboardInterrupt pass through after the points that
+    are not finished were given back.
     """
-    from gptjax.runs import fit
     from gptjax.training.loop import Diverged
 
-    point, ledger = folder.points[lease.point], folder.ledger
-    workdir, branch = folder.workdir(point.name), folder.branches.get(point.name)
+    ledger = folder.ledger
     try:
-        if branch is not None:
-            trunk = folder.workdir(branch.trunk)
-            if begin_from_trunk(trunk, branch.step, workdir, point.experiment):
-                say(f"{point.name} begins at step {branch.step} of {branch.trunk}")
-        result = fit(point.experiment, workdir, keep_steps=folder.kept_steps(point.name))
-    except Diverged as error:
-        say(f"{point.name} diverged: {error}")
-        ledger.finish(lease, "diverged", {}, str(error))
-    except BadInput as error:  # trying again would not help
-        say(f"{point.name} failed: {error}")
-        ledger.failed(lease, str(error), attempts=1)
+        outcomes = _train(folder, [folder.points[lease.point] for lease in leases], say)
     except (Preempted, KeyboardInterrupt):
-        ledger.give_back(lease)
+        for lease in leases:
+            ledger.give_back(lease)
         raise
     except Exception as error:
-        traceback.print_exc()
-        ledger.failed(lease, f"{type(error).__name__}: {error}", folder.attempts)
-    else:
-        figures = {k: v for k, v in result.figures.items() if k != "sample"}
-        ledger.finish(lease, "done", figures)
+        if len(leases) > 1:  # one of them may be at fault: each for itself
+            say(f"together they failed ({type(error).__name__}: {error}); now one by one")
+            for lease in leases:
+                run_points(folder, [lease], say)
+        elif isinstance(error, BadInput):  # trying again would not help
+            say(f"{leases[0].point} failed: {error}")
+            ledger.failed(leases[0], str(error), attempts=1)
+        else:
+            traceback.print_exc()
+            ledger.failed(leases[0], f"{type(error).__name__}: {error}", folder.attempts)
+        return
+    for lease, outcome in zip(leases, outcomes, strict=True):
+        if isinstance(outcome, Diverged):
+            say(f"{lease.point} diverged: {outcome}")
+            ledger.finish(lease, "diverged", {}, str(outcome))
+        else:
+            figures = {k: v for k, v in outcome.figures.items() if k != "sample"}
+            ledger.finish(lease, "done", figures)
+
+
+def _train(folder: SweepFolder, points: list[Point], say: Say) -> list:
+    """A `Result` or a `Diverged` for each point."""
+    from gptjax import population, runs
+    from gptjax.training.loop import Diverged
+
+    for point in points:
+        branch = folder.branches.get(point.name)
+        if branch is not None and begin_from_trunk(
+            folder.workdir(branch.trunk),
+            branch.step,
+            folder.workdir(point.name),
+            point.experiment,
+        ):
+            say(f"{point.name} begins at step {branch.step} of {branch.trunk}")
+    workdirs = [folder.workdir(point.name) for point in points]
+    kept = [folder.kept_steps(point.name) for point in points]
+    if len(points) == 1:
+        try:
+            return [runs.fit(points[0].experiment, workdirs[0], keep_steps=kept[0])]
+        except Diverged as diverged:
+            return [diverged]
+    experiments = [point.experiment for point in points]
+    return population.fit_population(experiments, workdirs, keep_steps=kept)
 
 
 def work(folder: SweepFolder, names: list[str], say: Say = print) -> int:
     """Take points until none of `names` can be claimed; how many were begun."""
     last, begun = "", 0
-    while (lease := next_point(folder, names, last)) is not None:
-        last = folder.points[lease.point].program
-        say(f"--- {lease.point}")
-        run_point(folder, lease, say)
-        begun += 1
+    while leases := next_points(folder, names, last):
+        last = folder.points[leases[0].point].program
+        for lease in leases:
+            say(f"--- {lease.point}")
+        run_points(folder, leases, say)
+        begun += len(leases)
     return begun
 
 

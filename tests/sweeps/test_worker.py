@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gptjax
-from gptjax import Sweep
+from gptjax import Sweep, population, runs
 from gptjax.errors import BadInput
 from gptjax.sweeps import worker
 from gptjax.sweeps.command import show_plan
@@ -17,6 +17,7 @@ from gptjax.sweeps.grid import rows, values
 from gptjax.sweeps.runner import run_sweep
 from gptjax.sweeps.status import show_status
 from gptjax.sweeps.trunks import Branch, find_branches
+from gptjax.training.stacked import Mode
 from tests.conftest import changed
 from tests.training.test_loop import assert_same_run, steps_saved
 from tests.training.test_loop import rows as logged
@@ -62,12 +63,12 @@ def test_a_branch_ends_as_if_it_had_been_trained_alone(base, trunks, tmp_path):
 
 def test_the_table_of_a_sweep(trunks):
     sweep, result = trunks
-    runs = result.folder.runs()
-    assert runs.names == tuple(point.name for point in sweep.points)
-    np.testing.assert_allclose(runs.flops, [point.flops for point in sweep.points])
-    assert list(runs.column("train.steps")) == ["11", "23", "17"]
-    longer = runs.loss[1] < runs.loss[0]
-    assert longer and np.isfinite(runs.column("seconds")).all()
+    table = result.folder.runs()
+    assert table.names == tuple(point.name for point in sweep.points)
+    np.testing.assert_allclose(table.flops, [point.flops for point in sweep.points])
+    assert list(table.column("train.steps")) == ["11", "23", "17"]
+    longer = table.loss[1] < table.loss[0]
+    assert longer and np.isfinite(table.column("seconds")).all()
 
 
 def test_status_and_plan_name_every_point(trunks, capsys):
@@ -94,7 +95,7 @@ def test_failures_are_tried_again_and_divergence_is_a_result(base, tmp_path, mon
         {"name": "works", "train.seed": 2},
     )
     sweep = Sweep("mixed", base, grid, attempts=2)
-    fit, tried = gptjax.runs.fit, []
+    fit, tried = runs.fit, []
 
     def sometimes(experiment, *arguments, **options):
         tried.append(experiment.name.split("-")[0])
@@ -102,7 +103,7 @@ def test_failures_are_tried_again_and_divergence_is_a_result(base, tmp_path, mon
             raise RuntimeError("out of memory")
         return fit(experiment, *arguments, **options)
 
-    monkeypatch.setattr(gptjax.runs, "fit", sometimes)
+    monkeypatch.setattr(runs, "fit", sometimes)
     result = run_sweep(sweep, tmp_path / "mixed", launcher="here")
     by_label = {name.split("-")[0]: state for name, state in result.states.items()}
     assert sorted(tried) == ["breaks", "breaks", "diverges", "works"]
@@ -113,6 +114,19 @@ def test_failures_are_tried_again_and_divergence_is_a_result(base, tmp_path, mon
     assert len(result.folder.runs()) == 1
 
 
+def test_points_of_one_program_train_as_a_population(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(population, "choose_mode", lambda *_: Mode("map", 2))
+    grid = rows({"optim.lr": 1e-3}, {"optim.lr": 3e-3}, {"model.d_ff": 24})
+    sweep = Sweep("together", base, grid, together=2)
+    result = run_sweep(sweep, tmp_path / "together", launcher="here")
+    assert [state.status for state in result.states.values()] == ["done"] * 3
+    one, other, odd = (result.states[point.name].figures for point in sweep.points)
+    assert one["validation_loss"] != other["validation_loss"] and odd["steps"] == 11
+    started = [row["point"] for row in result.folder.ledger.events() if row["event"] == "start"]
+    pair = {sweep.points[0].name, sweep.points[1].name}
+    assert pair in ({*started[:2]}, {*started[1:]})
+
+
 def test_workers_of_a_runner_share_the_points(base, tmp_path):
     sweep = Sweep("two", base, values("train.seed", 0, 1, 2))
     code = """
@@ -120,7 +134,7 @@ import sys
 from gptjax.experiment import Experiment
 from gptjax.sweeps.grid import values
 from gptjax.sweeps.runner import run_sweep
-from gptjax import Sweep
+from gptjax import Sweep, population, runs
 import json
 base = Experiment.from_json(json.loads(sys.argv[1]))
 run_sweep(Sweep("two", base, values("train.seed", 0, 1, 2)), sys.argv[2], workers=2)
