@@ -232,7 +232,9 @@ def fit_one(name: str, fitted: Runs, held_out: Runs, analysis: Analysis) -> LawR
     both = None
     if len(held_out):
         every = Runs.concatenate([fitted, held_out])
-        both = fit_law(lowest_runs(every) if lowest_only else every, name, diagnose=False)
+        with contextlib.suppress(BadInput):
+            every = lowest_runs(every) if lowest_only else every
+            both = fit_law(every, name, diagnose=False)
     why, drawn, profiles = "", None, {}
     try:
         if analysis.bootstrap:
@@ -304,11 +306,11 @@ def optima_at(budgets, laws: tuple[LawResult, ...], by_budget: Isoflop | None) -
             if best is not None:
                 found.append(best)
         if by_budget is not None:
-            best, ends = by_budget.optimum(flops), by_budget.intervals(flops)
-            loss = Interval(best.loss, np.nan, np.nan)
-            found.append(
-                Best(flops, "approach 2", ends["parameters"], ends["tokens"], loss, best.flags)
-            )
+            with contextlib.suppress(BadInput):  # two minima tell no loss, equal ones no interval
+                best, ends = by_budget.optimum(flops), by_budget.intervals(flops)
+                loss = Interval(best.loss, np.nan, np.nan)
+                shape = (ends["parameters"], ends["tokens"])
+                found.append(Best(flops, "approach 2", *shape, loss, best.flags))
     return tuple(found)
 
 
