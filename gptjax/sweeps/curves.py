@@ -74,3 +74,24 @@ def curve_table(runs: Runs, curves: dict[str, Curve]) -> Runs:
         if name in curves
     ]
     return Runs.concatenate(parts) if parts else Runs.of([])
+
+
+def shared_with_trunks(folder: SweepFolder, names: list[str]) -> tuple[float, float]:
+    """(FLOPs, seconds) that these points did not spend, since they began inside another's run."""
+    flops = seconds = 0.0
+    for name in names:
+        branch = folder.branches.get(name)
+        if branch is None:
+            continue
+        mine, theirs = (_row_at(folder, point, branch.step) for point in (name, branch.trunk))
+        if mine is not None and mine == theirs:  # copied to the second, not trained again
+            flops, seconds = flops + mine["flops"], seconds + mine["seconds"]
+    return flops, seconds
+
+
+def _row_at(folder: SweepFolder, point: str, step: int) -> dict | None:
+    try:
+        rows = MetricsLog(folder.workdir(point) / "metrics.jsonl").rows()
+    except (BadInput, OSError):
+        return None
+    return next((row for row in rows if row.get("step") == step and "loss" in row), None)

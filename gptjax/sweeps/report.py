@@ -15,7 +15,7 @@ from gptjax.experiment import flatten
 from gptjax.scaling.chart import Chart
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.analysis import Findings, analyse
-from gptjax.sweeps.curves import Curve, read_curves
+from gptjax.sweeps.curves import Curve, read_curves, shared_with_trunks
 from gptjax.sweeps.figures import charts
 from gptjax.sweeps.findings import findings_json, law_section, optima_table, scores_table, summary
 from gptjax.sweeps.folder import SweepFolder
@@ -158,7 +158,7 @@ def report_body(
     else:
         parts.append(f"<p>{findings.why['scores'].capitalize()}.</p>")
     every = every_point(folder, states, findings, curves)
-    parts += ["<h2>Runs and costs</h2>", costs(every, counts), runs_table(every, findings)]
+    parts += ["<h2>Runs and costs</h2>", costs(folder, every), runs_table(every, findings)]
     troubles = [(name, state) for name, state in states.items() if state.error]
     if troubles:
         parts.append("<h2>Points that diverged or failed</h2>")
@@ -191,16 +191,23 @@ def approaches(findings: Findings) -> str:
     return "\n".join(texts)
 
 
-def costs(every: Runs, counts: dict[str, int]) -> str:
-    """What the finished points took in all."""
+def costs(folder: SweepFolder, every: Runs) -> str:
+    """What the finished points took in all; what points share with a trunk counts once."""
     done = every.select(np.array([status == "done" for status in every.columns["status"]], bool))
     if not len(done):
         return "<p>No point is finished.</p>"
-    seconds = float(np.nansum(done.columns["seconds"]))
+    flops, seconds = shared_with_trunks(folder, list(done.names))
+    shared = (
+        f" Points that began inside another's run saved {short(flops, 'FLOP')} and "
+        f"{clock(seconds)}, which stand in their rows but not in these sums."
+        if flops
+        else ""
+    )
     return (
-        f"<p>The {counts['done']} finished points took {short(done.flops.sum(), 'FLOP')}, "
-        f"{short(done.tokens.sum())} tokens and {clock(seconds)} of one worker's time, "
-        "compilation and evaluation within. A click on a column's head sorts.</p>"
+        f"<p>The {len(done)} finished points took {short(done.flops.sum() - flops, 'FLOP')} and "
+        f"{clock(float(np.nansum(done.columns['seconds'])) - seconds)} of one worker's time, "
+        f"compilation and evaluation within, and saw {short(done.tokens.sum())} tokens.{shared} "
+        "A click on a column's head sorts.</p>"
     )
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.analysis import analyse, split, tuned
-from gptjax.sweeps.curves import read_curve
+from gptjax.sweeps.curves import read_curve, shared_with_trunks
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.report import write_report
 from gptjax.sweeps.sweep import Analysis
+from gptjax.sweeps.trunks import Branch
 from tests.sweeps.synthetic import LAW, fake, isoflop_sweep
 
 QUICK = {"laws": ("chinchilla", "kaplan_c"), "bootstrap": 20}
@@ -162,3 +163,15 @@ def test_one_point_per_budget_has_a_report(tmp_path):
     folder = fake(tmp_path / "runs", sweep)
     write_report(folder)
     assert "approach 2 needs" in page_text(folder)
+
+
+def test_what_is_shared_with_a_trunk_is_counted_once(tmp_path):
+    folder = fake(tmp_path / "runs", isoflop_sweep(budgets=(4e11,), per_budget=4))
+    trunk, point, other, _ = folder.points
+    logs = [folder.workdir(name) / "metrics.jsonl" for name in (trunk, point)]
+    rows = logs[0].read_text().splitlines()
+    logs[1].write_text("\n".join(rows[:5]) + "\n")
+    row = json.loads(rows[4])
+    folder.branches = {point: Branch(trunk, row["step"]), other: Branch(trunk, row["step"])}
+    # the other one was trained from its beginning, as when its trunk had failed
+    assert shared_with_trunks(folder, list(folder.points)) == (row["flops"], row["seconds"])
