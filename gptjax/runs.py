@@ -1,5 +1,6 @@
 """From an Experiment and a folder to a finished run: claim, prepare, resume, train, write up."""
 
+import functools
 import time
 from collections.abc import Collection
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,7 @@ from gptjax.run_folder import (
 from gptjax.scaling.flops import count_flops, count_parameters
 from gptjax.scaling.plots import plot_curves
 from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.config import OptimConfig, program_config
 from gptjax.training.loop import Loop
 from gptjax.training.metrics import Progress, Recorder, clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer
@@ -198,7 +200,7 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
 
 def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator):
     """The state to go on from and the seconds already trained; None keeps the data at its start."""
-    optimizer = make_optimizer(experiment.optim, experiment.steps)
+    optimizer = _initialiser(program_config(experiment.optim))
     state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
     restored = checkpointer.restore(abstract_like(state))
     if restored is None:
@@ -212,6 +214,12 @@ def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator):
     else:
         say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
     return restored.state, restored.extra["seconds"]
+
+
+@functools.lru_cache(maxsize=32)
+def _initialiser(optim: OptimConfig):
+    """An optimizer that only begins: one object, and one compiled program, for many runs."""
+    return make_optimizer(optim, 1)
 
 
 class Ledger:
