@@ -99,11 +99,12 @@ class Loop:
 
     def close(self) -> None:
         """After a run, however it ended: the screen, the rows and the last save are let go."""
-        if self.progress is not None:
-            self.progress.close()
-        if self.recorder is not None:
-            self.recorder.close()
-        self.checkpointer.close()
+        with contextlib.ExitStack() as stack:  # one that cannot be closed keeps none from it
+            stack.callback(self.checkpointer.close)
+            if self.recorder is not None:
+                stack.callback(self.recorder.close)
+            if self.progress is not None:
+                stack.callback(self.progress.close)
 
     def stopping(self, stop: StopSignal, step: int) -> bool:
         """Whether to stop after this step; several hosts agree on it now and then."""

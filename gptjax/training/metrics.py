@@ -1,10 +1,12 @@
 """Where numbers go: the run's metrics.jsonl, TensorBoard, and one line on the screen."""
 
 import math
+import os
+import socket
 import time
 from pathlib import Path
 
-from gptjax.training.workdir import MetricsLog
+from gptjax.training.workdir import MetricsLog, storage_errors
 
 # Dense bf16 matrix products per second and chip, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -55,6 +57,51 @@ def clock(seconds: float) -> str:
     return f"{head}{rest // 60:02d}:{rest % 60:02d}"
 
 
+class Events:
+    """Rows as TensorBoard events, in a file of their own for every start.
+
+    Written by the thread that calls: tensorboardX's own writer has a thread and a queue, and a
+    full disk ends the thread and blocks the run for ever on the queue.
+    """
+
+    FLUSH_SECONDS = 30.0
+
+    def __init__(self, folder: Path):
+        from tensorboardX.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        with storage_errors(f"write {self.path}"):
+            folder.mkdir(exist_ok=True)
+            self.file = RecordWriter(str(self.path))
+        self.flushed = 0.0
+        self._add(file_version="brain.Event:2")
+
+    def write(self, row: dict) -> None:
+        """Add the numbers of a row under its step."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, (int, float))
+        ]
+        self._add(step=row["step"], summary=Summary(value=values))
+
+    def _add(self, **parts) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with storage_errors(f"write {self.path}"):
+            self.file.write(Event(wall_time=time.time(), **parts).SerializeToString())
+            if time.monotonic() > self.flushed + self.FLUSH_SECONDS:
+                self.file.flush()
+                self.flushed = time.monotonic()
+
+    def close(self) -> None:
+        with storage_errors(f"write {self.path}"):
+            self.file.close()
+
+
 class Recorder:
     """Writes every row to metrics.jsonl and TensorBoard; only process 0 of a run has one.
 
@@ -62,22 +109,17 @@ class Recorder:
     """
 
     def __init__(self, workdir: Path, step: int):
-        from tensorboardX import SummaryWriter
-
         self.log = MetricsLog(workdir / "metrics.jsonl")
         self.log.truncate_after(step)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
+        self.events = Events(workdir / "tensorboard")
 
     def write(self, row: dict) -> None:
         self.log.write(row)
-        step = row["step"]
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self.board.add_scalar(name, value, step)
+        self.events.write(row)
 
     def close(self) -> None:
         self.log.close()
-        self.board.close()
+        self.events.close()
 
 
 class Progress:
