@@ -39,7 +39,7 @@ from gptjax.training.optimizer import make_optimizer
 from gptjax.training.signals import LeaveAtOnce
 from gptjax.training.state import TrainState, abstract_like, init_state
 from gptjax.training.step import make_eval_step, make_train_step
-from gptjax.training.workdir import claim, write_json
+from gptjax.training.workdir import claim, storage_errors, write_json
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def open_run(
     if main:
         write_config(experiment, workdir, step)
         write_json(workdir / "manifest.json", manifest(dataset))
-        dataset.tokenizer.save(workdir / "tokenizer")
+        with storage_errors(f"write {workdir / 'tokenizer'}"):
+            dataset.tokenizer.save(workdir / "tokenizer")
     ledger = Ledger(experiment)
     say(f"{ledger.headline()} · mesh {'x'.join(map(str, mesh.devices.shape))} of {device_kind()}")
     perplexity = Perplexity(
@@ -194,7 +195,8 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
     if jax.process_index() == 0:
         folder = run.workdir
         write_json(folder / "result.json", figures)
-        plot_curves(folder / "metrics.jsonl", folder / "curves.png", title=experiment.name)
+        with storage_errors(f"write {folder / 'curves.png'}"):
+            plot_curves(folder / "metrics.jsonl", folder / "curves.png", title=experiment.name)
     return Result(run.workdir, figures, state.params, sample)
 
 
