@@ -1,0 +1,86 @@
+"""Plans: real shapes by one rule, budgets kept, tokens per parameter spread as asked."""
+
+import itertools
+import math
+
+import pytest
+
+from gptjax import DecoderConfig
+from gptjax.errors import BadInput
+from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.scaling.planner import (
+    Rates,
+    ShapeRule,
+    compute_optimal_rows,
+    isoflop_rows,
+    ladder,
+    shape_row,
+    split_budget,
+)
+
+MODEL = DecoderConfig(context_length=64, positions="rotary", num_kv_heads=2)
+RULE = ShapeRule(aspect=24, head_size=8)
+RATES = Rates(lr=0.01, reference_width=64, lr_exponent=-1.0, batch_tokens=1024)
+
+
+def test_a_ladder_is_geometric_and_follows_its_rule():
+    shapes = ladder(MODEL, RULE, 1e4, 5e5, 8)
+    sizes = [count_parameters(shape).total for shape in shapes]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 8
+    assert sizes[0] < 1.5e4 and 4e5 < sizes[-1] < 6e5
+    steps = [b / a for a, b in itertools.pairwise(sizes)]
+    assert all(1.2 < step < 2.5 for step in steps)
+    for shape in shapes:
+        shape.validate()
+        assert shape.head_size == 8 and shape.num_layers == max(round(shape.d_model / 24), 1)
+    assert all(s.num_layers == 3 for s in ladder(MODEL, ShapeRule(24, 8, layers=3), 3e4, 3e5, 4))
+    with pytest.raises(BadInput, match="make only"):
+        ladder(MODEL, ShapeRule(aspect=24, head_size=64), 1e4, 5e5, 8)
+    with pytest.raises(BadInput, match="the smallest first"):
+        ladder(MODEL, RULE, 5e5, 1e4, 8)
+
+
+def test_isoflop_groups_keep_their_budget_and_surround_the_optimum():
+    shapes = ladder(MODEL, RULE, 1e4, 5e5, 8)
+    budgets = split_budget(2e13, 4, 5, factor=3.0)
+    assert sum(budgets) * 5 == pytest.approx(2e13) and budgets[1] / budgets[0] == 3.0
+    options = {"per_budget": 5, "length": 64, "rates": RATES, "tokens_per_parameter": 15.0}
+    rows = isoflop_rows(MODEL, shapes, budgets, spread=8.0, **options)
+    assert len(rows) == 20 and len({row["name"] for row in rows}) == 20
+    by_size = {(s.num_layers, s.d_model): s for s in shapes}
+    for budget in budgets:
+        group = [row for row in rows if row["group"] == f"{budget:.3g}"]
+        ratios = []
+        for row in group:
+            key = (row.get("model.num_layers", 4), row.get("model.d_model", 128))
+            tokens = row["train.steps"] * row["data.batch_size"] * 64
+            flops = count_flops(by_size[key], 64).training * tokens
+            assert flops == pytest.approx(budget, rel=0.02)
+            ratios.append(tokens / count_parameters(by_size[key]).total)
+        assert len(group) == 5 and min(ratios) < 15 < max(ratios)
+    with pytest.raises(BadInput, match="9 shapes for each budget"):
+        isoflop_rows(MODEL, shapes, budgets, **{**options, "per_budget": 9})
+
+
+def test_rates_and_batches_follow_their_rules():
+    narrow, wide = RULE.shape(MODEL, 64), RULE.shape(MODEL, 256)
+    assert RATES.rate(narrow) == 0.01 and RATES.rate(wide) == 0.0025
+    ratio = count_parameters(wide).total / count_parameters(narrow).total
+    grown = RATES.batch(wide, 64) / RATES.batch(narrow, 64)
+    assert math.log2(RATES.batch(wide, 64)).is_integer()
+    assert 0.5 <= grown / math.sqrt(ratio) <= 2
+    assert Rates(0.01, 64, batch_tokens=1, smallest_batch=4).batch(narrow, 64) == 4
+
+
+def test_a_row_sets_what_differs_and_compute_optimal_runs_are_proportional():
+    shape = RULE.shape(MODEL, 64)
+    row = shape_row(MODEL, shape)
+    assert row["model.d_model"] == 64 and row["model.num_kv_heads"] == 0
+    assert "model.positions" not in row
+    rows = compute_optimal_rows(
+        MODEL, ladder(MODEL, RULE, 1e4, 1e5, 3), length=64, rates=RATES, tokens_per_parameter=7.0
+    )
+    sizes = [count_parameters(s).total for s in ladder(MODEL, RULE, 1e4, 1e5, 3)]
+    for row, size in zip(rows, sizes, strict=True):
+        tokens = row["train.steps"] * row["data.batch_size"] * 64
+        assert tokens == pytest.approx(7 * size, rel=0.05)
