@@ -52,6 +52,14 @@ def test_an_end_that_the_runs_do_not_bound_is_open():
     assert interval.low == 0.0 and interval.high > flat.parameters["E"]
 
 
+def test_what_the_runs_do_not_determine_is_open_at_both_ends():
+    rising = drawn("kaplan_n", 0.02, rows=30)
+    rising = Runs.of(1 / rising.loss, parameters=rising.parameters)
+    found = bootstrap(fit_law(rising, "power_floor:parameters", **OPTIONS), 20)
+    assert (found.parameters["E"].low, found.parameters["E"].high) == (0.0, np.inf)
+    assert np.isfinite(found.parameters["alpha"].high)
+
+
 def test_profile_coverage_in_small():
     """A line in log-log, whose profile is exact: 95% of intervals hold the truth."""
     hits = 0

@@ -19,6 +19,8 @@ from gptjax.scaling.laws.optimum import best_shape, check_shape_law
 from gptjax.scaling.laws.solve import coordinates_of, descend, hold
 from gptjax.scaling.table import Runs
 
+FELT = 1e-6  # a change of a raw coordinate by one that moves no log loss by more is not felt
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -91,7 +93,8 @@ def bootstrap(
 ) -> Bootstrap:
     """Refit to `resamples` draws of the runs; intervals are percentiles at `level`.
 
-    `by` names a column whose equal values belong together (checkpoints of one training). BadInput
+    `by` names a column whose equal values belong together (checkpoints of one training). A
+    parameter that the runs do not determine at all has an interval open at both ends. BadInput
     for an interval without width.
     """
     check_level(level)
@@ -108,6 +111,7 @@ def bootstrap(
         raws.append(solution.raw)
         unconverged += not solution.converged
     raws = np.array(raws)
+    flat = flat_parameters(fit)
     parameters, derived = figures(fit.law, raws)
     kept = {name: v for name, v in parameters.items() if name not in fit.fixed}
     return Bootstrap(
@@ -115,9 +119,25 @@ def bootstrap(
         level=level,
         raws=raws,
         unconverged=unconverged,
-        parameters={n: interval_of(n, fit.parameters[n], v, level) for n, v in kept.items()},
+        parameters={
+            n: _open(fit, n, level) if n in flat else interval_of(n, fit.parameters[n], v, level)
+            for n, v in kept.items()
+        },
         derived={n: interval_of(n, fit.derived[n], v, level) for n, v in derived.items()},
     )
+
+
+def flat_parameters(fit: Fit) -> set[str]:
+    """Parameters that the prediction does not feel where they stand: a vanished floor, q at its
+    limit. Resamples leave them where they are, which says nothing about them."""
+    _, slopes = fit.problem().residuals(fit.raw)
+    felt = np.abs(slopes).max(axis=1) > FELT
+    return {name for name, moves in zip(fit.law.names, felt, strict=True) if not moves}
+
+
+def _open(fit: Fit, name: str, level: float) -> Interval:
+    low = 0.0 if fit.law.parameters[fit.law.index(name)].log else -np.inf
+    return Interval(fit.parameters[name], low, np.inf, level)
 
 
 def resampler(
@@ -204,13 +224,13 @@ def profile(fit: Fit, name: str, level: float = 0.95) -> Interval:
             else:
                 inside, near = middle, raw
         ends.append(0.5 * (inside + outside))
-    if law.parameters[index].log:
-        ends = [
-            float(np.exp(min(end, 700.0))) if np.isfinite(end) else max(end, 0.0) for end in ends
-        ]
     low, high = ends
     if not high > low:
-        raise BadInput(f"the interval of {name} has no width at {low:.6g}: the residuals are zero")
+        raise BadInput(f"the interval of {name} has no width at {fit.parameters[name]:.6g}: the "
+                       "residuals are zero")  # fmt: skip
+    if law.parameters[index].log:
+        low, high = (float(np.exp(min(end, 700.0))) for end in ends)
+        high = np.inf if np.isinf(ends[1]) else high
     return Interval(fit.parameters[name], float(low), float(high), level)
 
 

@@ -167,7 +167,7 @@ def _fit_parabola(flops: float, rows: np.ndarray, runs: Runs, window: float):
     n, y = np.log(runs.parameters[rows]), np.log(runs.loss[rows])
     sizes = np.unique(n)
     if len(sizes) < FEWEST:
-        return f"{len(sizes)} sizes; a parabola needs {FEWEST}"
+        return f"fewer than {FEWEST} sizes"
     center = n[np.argmin(y)]
     if center in (sizes[0], sizes[-1]):
         end = "smallest" if center == sizes[0] else "largest"
@@ -199,15 +199,18 @@ def _analyse(runs: Runs, group, window, resamples, seed, level):
         bad = ", ".join(np.array(runs.names)[~known][:3])
         raise BadInput(f"{(~known).sum()} runs lack a positive loss or parameters ({bad}); leave "
                        "such runs out with runs.select")  # fmt: skip
-    found, flags = [], []
+    found, flags, left_out = [], [], {}
     for budget in np.unique(group[np.isfinite(group)]):
         parabola = _fit_parabola(budget, np.flatnonzero(group == budget), runs, window)
         if isinstance(parabola, str):
-            flags.append(f"budget {budget:.3g} left out: {parabola}")
+            left_out.setdefault(parabola, []).append(budget)
         else:
             found.append(parabola)
+    for reason, which in left_out.items():
+        budgets = ", ".join(f"{b:.3g}" for b in which[:3]) + (", ..." if len(which) > 3 else "")
+        flags.append(f"left out {len(which)} budgets ({budgets}): {reason}")
     if len(found) < 2:
-        why = f" ({flags[0]})" if flags else ""
+        why = f"; {flags[0]}" if flags else ""
         raise BadInput(f"approach 2 needs 2 budgets with a minimum; there are {len(found)}{why}")
     designs = [np.stack([np.ones_like(p.z), p.z, p.z**2], axis=1) for p in found]
     inverses = [np.linalg.pinv(design) for design in designs]

@@ -66,7 +66,8 @@ def descend(objective: Objective, coordinates: np.ndarray, first: bool = True) -
 def whitening(curvature: np.ndarray, scale: float) -> np.ndarray:
     """A map whose columns have unit curvature (by `scale`); flat directions stay bounded."""
     size = np.sqrt(np.maximum(np.diag(curvature), 0))
-    size = np.where(size > 0, size, max(size.max(), 1e-30))
+    # a coordinate that is hardly felt must not mix with the others: its length would bound theirs
+    size = np.maximum(size, max(1e-6 * size.max(), 1e-30))
     values, vectors = np.linalg.eigh(curvature / size[:, None] / size)
     lengths = 1 / np.sqrt(np.maximum(values, 1e-9 * max(values.max(), 1e-30)))
     step = vectors * lengths / size[:, None] * np.sqrt(scale)
