@@ -12,8 +12,8 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+from gptjax.compilation import use_compilation_cache
 from gptjax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -228,16 +228,6 @@ def show_list() -> None:
     console.print(table)
     if sweeps:
         console.print(many)
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between starts, beside the prepared corpora."""
-    import jax
-
-    root = Path(os.environ.get("GPTJAX_CACHE") or Path.home() / ".cache" / "gptjax")
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _meant(argument: str) -> str:

@@ -20,9 +20,26 @@ from tests.conftest import changed
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = registry.names()
+SWEEPS = [name for name in NAMES if isinstance(registry.get(name), registry.Sweep)]
+EXPERIMENTS = [name for name in NAMES if name not in SWEEPS]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_is_sound(name):
+    """It validates with all its points, says what it is, and the ledger counts their parameters."""
+    sweep = registry.get(name)
+    assert sweep.name == name and registry.describe(name).endswith(".")
+    for point in (min(sweep.points, key=key_of_size), max(sweep.points, key=key_of_size)):
+        shapes = jax.eval_shape(lambda p=point: init_params(p.experiment.model, jax.random.key(0)))
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == point.parameters
+        assert Experiment.from_json(point.experiment.to_json()) == point.experiment
+
+
+def key_of_size(point):
+    return point.parameters
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_sound(name):
     """It validates, says what it is, and the ledger counts its parameters."""
     experiment = registry.get(name)
@@ -34,7 +51,7 @@ def test_every_experiment_is_sound(name):
     assert Experiment.from_json(experiment.to_json()) == experiment
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_gradient_traces_on_an_abstract_mesh(name, shape=(2, 2, 2)):
     """With real widths and layouts, on hardware that is not here."""
     experiment = registry.get(name)

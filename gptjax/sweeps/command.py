@@ -1,8 +1,6 @@
 """What the command line does with a sweep: run, plan, status."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from pathlib import Path
 
 from gptjax.errors import BadInput
 from gptjax.sweeps.sweep import Sweep
@@ -11,6 +9,10 @@ from gptjax.training.metrics import clock, short
 
 def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
     """Print every point with its size and cost, and what they come to."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     from gptjax.sweeps.folder import matching
 
     chosen = set(matching(sweep.name, {p.name: p for p in sweep.points}, only))
@@ -64,8 +66,6 @@ def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
 
 def run_command(sweep: Sweep, command) -> int:
     """Do what the command line asks of a sweep; the exit code."""
-    from pathlib import Path
-
     from gptjax.sweeps.folder import SweepFolder
     from gptjax.sweeps.report import write_report
     from gptjax.sweeps.runner import exit_code, run_sweep

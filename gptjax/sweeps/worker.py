@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptjax import allocator
+from gptjax.compilation import use_compilation_cache
 from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import Lease, Ledger
@@ -161,8 +162,6 @@ def main(arguments: list[str] | None = None) -> int:
     if given.cpus:  # before jax counts them
         os.sched_setaffinity(0, {int(cpu) for cpu in given.cpus.split(",")})
     allocator.tune()
-    from gptjax.command_line import use_compilation_cache
-
     use_compilation_cache()
     try:
         folder = SweepFolder.open(given.folder)
