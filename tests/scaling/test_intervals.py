@@ -53,9 +53,9 @@ def test_an_end_that_the_runs_do_not_bound_is_open():
 
 
 def test_what_the_runs_do_not_determine_is_open_at_both_ends():
-    rising = drawn("kaplan_n", 0.02, rows=30)
-    rising = Runs.of(1 / rising.loss, parameters=rising.parameters)
-    found = bootstrap(fit_law(rising, "power_floor:parameters", **OPTIONS), 20)
+    runs = drawn("chinchilla", 0.01, rows=60)
+    rising = Runs.of(1 / runs.loss, flops=runs.flops)
+    found = bootstrap(fit_law(rising, "power_floor:flops", **OPTIONS), 20)
     assert (found.parameters["E"].low, found.parameters["E"].high) == (0.0, np.inf)
     assert np.isfinite(found.parameters["alpha"].high)
 
