@@ -279,5 +279,5 @@ def test_a_process_that_is_stopped_exits_with_75_and_goes_on(small, tmp_path):
         [*run, f"--train.steps={step + 2}", "--fork"], capture_output=True, **options
     )
     assert done.returncode == 0, done.stderr
-    assert f"resuming run at step {step} of {step + 2}" in done.stdout
+    assert f"run at step {step} of {step + 2}" in done.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == step + 2

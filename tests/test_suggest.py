@@ -19,7 +19,7 @@ LENGTHS = ["data.sequence_length", "model.context_length"]
         ("learning_rate optim.learnign_rate lr optm.lr", ["optim.lr"]),
         ("batch data.bacth batchsize", ["data.batch_size"]),
         ("steps model.steps train.setps iterations", ["train.steps"]),
-        ("seed train.sed", ["data.seed", "train.seed"]),
+        ("seed train.sed", ["data.facts.seed", "data.seed", "train.seed"]),
         ("qqqq opt", []),
     ],
 )
