@@ -185,9 +185,9 @@ def plot_coordinates(checks: dict[str, Coordinates], out: str | Path) -> None:
 
     figure = Figure(figsize=(12, 2.8 * len(checks)), layout="constrained")
     panels = figure.subplots(len(checks), len(PARTS), squeeze=False, sharex=True)
+    steps = sorted({row["step"] for check in checks.values() for row in check.rows})
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(steps)))
     for (title, check), row in zip(checks.items(), panels, strict=True):
-        steps = sorted({r["step"] for r in check.rows})
-        colours = colormaps["viridis"](np.linspace(0, 0.9, len(steps)))
         for (place, step), widths in check.mean("scale").items():
             panel = row[PARTS.index(place.rsplit("/", 1)[-1])]
             points = sorted((width, scale) for width, scale in widths.items() if scale > 0)
@@ -206,10 +206,11 @@ def plot_coordinates(checks: dict[str, Coordinates], out: str | Path) -> None:
             panel.set_yscale("log")
             panel.grid(True, which="both", alpha=0.2)
         row[0].set_ylabel("mean absolute value")
-        handles = [Line2D([], [], color=colour) for colour in colours]
-        row[0].legend(handles, [f"step {step}" for step in steps], frameon=False, fontsize=7)
     for panel in panels[-1]:
         panel.set_xlabel("width")
+    handles = [Line2D([], [], color=colour) for colour in colours]
+    names = [f"step {step}" for step in steps]
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
     part = Path(out).with_suffix(".part.png")
     figure.savefig(part, dpi=130)
     part.replace(out)
