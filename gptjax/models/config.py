@@ -107,8 +107,8 @@ class DecoderConfig:
 
     @property
     def rotary_size(self) -> int:
-        """How many of a head's dimensions turn: even."""
-        return int(self.head_size * self.rotary_fraction) // 2 * 2
+        """How many of a head's dimensions turn."""
+        return int(self.head_size * self.rotary_fraction)
 
     @property
     def width_ratio(self) -> float:
@@ -190,10 +190,12 @@ class DecoderConfig:
                 f"model.num_heads = {self.num_heads} is not divisible by model.num_kv_heads = "
                 f"{self.kv_heads}; nearest: {_nearest_divisor(self.num_heads, self.kv_heads)}"
             )
-        if self.positions == "rotary" and not 2 <= self.rotary_size <= self.head_size:
+        turned = self.rotary_size
+        if self.positions == "rotary" and (turned % 2 or not 2 <= turned <= self.head_size):
             raise BadInput(
-                f"model.rotary_fraction = {self.rotary_fraction} turns {self.rotary_size} of "
-                f"{self.head_size} dimensions of a head; give a fraction that turns at least 2"
+                f"model.rotary_fraction = {self.rotary_fraction} turns {turned} of the "
+                f"{self.head_size} dimensions of a head; give a head size and a fraction that "
+                "turn an even number, 2 or more"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise BadInput(f"model.dropout = {self.dropout}; give 0 or more and less than 1")

@@ -223,6 +223,7 @@ def test_every_axis_has_a_name():
         ({"num_layers": 0}, "model.num_layers is 0"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"positions": "rotary", "rotary_fraction": 0.1}, "rotary_fraction"),
+        ({"positions": "rotary", "head_dim": 5}, "turns 5 of the 5 dimensions"),
     ],
 )
 def test_impossible_models_are_refused(fields, words):
