@@ -20,7 +20,9 @@ def _compared(name: str, rule: ShapeRule, **model: object) -> Sweep:
     base = byte_run(length=128, lr=0.01)
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, **model))
     shapes = ladder(base.model, rule, 1.5e4, 2.5e5, 6)
-    rates = Rates(lr=0.01, reference_width=56, batch_tokens=1024, batch_exponent=0.0)
+    rates = Rates(
+        lr=0.01, reference_width=56, lr_exponent=-1.0, batch_tokens=1024, batch_exponent=0.0
+    )
     grid = isoflop_rows(
         base.model,
         shapes,
@@ -28,8 +30,8 @@ def _compared(name: str, rule: ShapeRule, **model: object) -> Sweep:
         per_budget=4,
         length=128,
         rates=rates,
-        tokens_per_parameter=15.0,
-        spread=5.0,
+        tokens_per_parameter=30.0,
+        spread=6.0,
     )
     return Sweep(name, base, rows(*grid), Analysis(laws=("chinchilla",)), share_trunks=True)
 
