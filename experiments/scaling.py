@@ -80,7 +80,7 @@ def sweep_cpu_10min() -> Sweep:
         "sweep_cpu_10min",
         base,
         grid,
-        Analysis(laws=("chinchilla", "kaplan_nd"), holdout=2.0, predict=("1e14", "1e15")),
+        Analysis(laws=("q_norm", "chinchilla"), holdout=2.0, predict=("1e14", "1e15")),
         share_trunks=True,
     )
 
@@ -122,7 +122,7 @@ def sweep_h100_25min() -> Sweep:
         "sweep_h100_25min",
         base,
         grid,
-        Analysis(laws=("chinchilla", "kaplan_nd"), holdout=2.0, predict=("1e18", "1e20")),
+        Analysis(laws=("q_norm", "chinchilla"), holdout=2.0, predict=("1e18", "1e20")),
         share_trunks=True,
     )
 

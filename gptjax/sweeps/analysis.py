@@ -106,8 +106,12 @@ class Findings:
 
     @property
     def main(self) -> LawResult | None:
-        """The first law that was fitted."""
-        return next((law for law in self.laws if law.fit is not None), None)
+        """The fitted law of the lowest AIC; held-out runs have no say in it.
+
+        Laws of FLOPs alone, which are fitted to fewer runs, come after all others.
+        """
+        fitted = [law for law in self.laws if law.fit is not None]
+        return min(fitted, key=lambda law: (law.lowest_only, law.fit.aic), default=None)
 
 
 def analyse(

@@ -95,5 +95,8 @@ def run_command(sweep: Sweep, command) -> int:
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")
-    write_report(result.folder)
+    report = write_report(result.folder)
+    for line in report.summary:
+        print(line)
+    print(f"report: {report.path}")
     return exit_code(result)

@@ -47,15 +47,15 @@ def summary(findings: Findings, unit: str) -> list[str]:
             f"{', '.join(values)} ({main.why or 'no intervals asked for'})."
         )
     for best in findings.optima:
-        if best.by == findings.optima[0].by and best.flops > runs.flops.max() * 1.01:
+        if main is not None and best.by == main.name and best.flops > runs.flops.max() * 1.01:
             lines.append(
                 f"Compute-optimal at {best.flops:.3g} FLOPs by {best.by}: N = "
                 f"{size(best.parameters)}, D = {size(best.tokens)}, loss {bounded(best.loss)}."
             )
-    laws = [score for score in findings.scores if not score.baseline]
+    own = [score for score in findings.scores if main is not None and score.name == main.name]
     rivals = [score for score in findings.scores if score.baseline]
-    if laws:
-        score = laws[0]
+    if own:
+        score = own[0]
         against = f"; the best baseline ({rivals[0].name}): " if rivals else ""
         against += f"{100 * rivals[0].mean_absolute:.2f}%" if rivals else ""
         lines.append(

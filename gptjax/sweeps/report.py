@@ -7,6 +7,7 @@ that reports can be compared line by line.
 import dataclasses
 import html
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,15 @@ FIGURES = {
 UNITS = {"validation_loss": "nats per token", "population_loss": "nats per token, population"}
 
 
-def write_report(folder: SweepFolder) -> Path:
-    """Write the report of a sweep's folder as it stands; the path of its report.html.
+class Report(NamedTuple):
+    """Where a report stands, and what it says in a few sentences."""
+
+    path: Path
+    summary: list[str]
+
+
+def write_report(folder: SweepFolder) -> Report:
+    """Write the report of a sweep's folder as it stands.
 
     Works with any number of finished points: what cannot be fitted is said in words. BadInput
     when the folder cannot be written.
@@ -51,7 +59,7 @@ def write_report(folder: SweepFolder) -> Path:
     body = report_body(folder, states, findings, drawn, curves)
     out = folder.path / "report.html"
     write_whole(out, page(f"{folder.name}: report of a sweep", body).encode())
-    return out
+    return Report(out, summary(findings, unit))
 
 
 def findings_of(folder: SweepFolder, curves: dict[str, Curve]) -> Findings:
