@@ -144,9 +144,7 @@ def analyse(
         why["scores"] = "no runs were held out"
     elif all(law.fit is None for law in laws):
         why["scores"] = "no law could be fitted below the held-out runs"
-    budgets, said = budgets_of(runs, analysis)
-    remarks += said
-    optima = optima_at(budgets, laws, by_budget)
+    optima = optima_at(budgets_of(runs, analysis), laws, by_budget)
     return Findings(
         analysis=analysis,
         runs=runs,
@@ -285,20 +283,11 @@ def scored(fitted: Runs, held_out: Runs, laws: tuple[LawResult, ...]) -> tuple[S
     return tuple(sorted(found, key=lambda score: score.mean_absolute))
 
 
-def budgets_of(runs: Runs, analysis: Analysis) -> tuple[list[float], list[str]]:
-    """(budgets in FLOPs to tell the optimum at, remarks)."""
-    remarks, found = [], []
-    if len(runs):
-        found = [float(runs.flops.max()) * times for times in AHEAD]
-    for text in analysis.predict:
-        try:
-            value = float(text)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError
-            found.append(value)
-        except ValueError:
-            remarks.append(f"analysis.predict holds {text!r}, which is no budget in FLOPs")
-    return sorted(set(found)), remarks
+def budgets_of(runs: Runs, analysis: Analysis) -> list[float]:
+    """Budgets in FLOPs to tell the optimum at: multiples of the largest run's, and as asked."""
+    largest = [float(runs.flops.max())] if len(runs) else []
+    found = [flops * times for flops in largest for times in AHEAD]
+    return sorted({*found, *map(float, analysis.predict)})
 
 
 def optima_at(budgets, laws: tuple[LawResult, ...], by_budget: Isoflop | None) -> tuple[Best, ...]:

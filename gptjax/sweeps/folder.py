@@ -95,7 +95,10 @@ class SweepFolder:
             options = (tree[key] for key in ("attempts", "together", "share_trunks"))
             return SweepFolder(path, tree["name"], points, *options)
         except (KeyError, TypeError):
-            raise DamagedData(f"{Path(path) / 'sweep.json'} is damaged") from None
+            raise DamagedData(
+                f"{Path(path) / 'sweep.json'} is damaged, or written by another version: start "
+                "the sweep by its name, and it is written anew"
+            ) from None
 
     def analysis(self) -> Analysis:
         """What the sweep asked to be fitted."""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,19 @@ class Analysis:
         check_types("analysis", self)
         if self.holdout < 1:
             raise BadInput(f"analysis.holdout is {self.holdout}; give 1 (nothing held out) or more")
+        if self.bootstrap < 0:
+            raise BadInput(f"analysis.bootstrap is {self.bootstrap}; give 0 (none) or more")
+        for text in self.predict:
+            try:
+                good = 0 < float(text) < math.inf
+            except ValueError:
+                good = False
+            if not good:
+                raise BadInput(f"analysis.predict holds {text!r}; give FLOPs, such as '1e20'")
+        from gptjax.scaling.laws import get_law
+
+        for law in self.laws:
+            get_law(law)
 
 
 @dataclass(frozen=True)

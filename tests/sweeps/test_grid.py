@@ -75,5 +75,9 @@ def test_sweeps_that_cannot_be_are_refused():
         _ = Sweep("s", BASE, rows({"name": "../up"})).points
     with pytest.raises(BadInput, match=r"analysis\.holdout is 0\.5"):
         Sweep("s", BASE, SEEDS, Analysis(holdout=0.5)).validate()
+    with pytest.raises(BadInput, match="did you mean 'chinchilla'"):
+        Sweep("s", BASE, SEEDS, Analysis(laws=("chinchila",))).validate()
+    with pytest.raises(BadInput, match=r"analysis\.predict holds 'soon'"):
+        Sweep("s", BASE, SEEDS, Analysis(predict=("soon",))).validate()
     with pytest.raises(BadInput, match=r"analysis\.loss"):
         Sweep("s", BASE, SEEDS, Analysis(loss="los")).validate()
