@@ -75,6 +75,18 @@ def test_exact_data_give_the_parameters_back(name):
         assert fit.parameters[parameter] == pytest.approx(value, rel=5e-3)
 
 
+def test_a_broken_power_takes_a_u_shape():
+    C, law = 10 ** np.linspace(17, 23, 60), get_law("broken_power:flops:1")
+    truth = {"E": 1.0, "A": 6e3, "c0": 0.22, "c1": -0.4, "d1": 1e20, "f1": 0.4}
+    loss = law.predict(law.to_raw(truth), law.prepare({"flops": C}))
+    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(60))
+    assert loss.argmin() not in (0, 59)
+    fit = fit_law(Runs.of(loss * noise, flops=C), law, starts=6, diagnose=False)
+    assert fit.r2 > 0.998
+    assert fit.parameters["d1"] == pytest.approx(1e20, rel=0.3)
+    assert fit.parameters["c1"] == pytest.approx(-0.4, abs=0.05)
+
+
 def test_a_change_of_unit_scales_the_floor_and_nothing_else():
     runs = drawn("chinchilla", 0.01)
     bits = Runs.of(runs.loss / np.log(2), parameters=runs.parameters, tokens=runs.tokens)
