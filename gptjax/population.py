@@ -23,6 +23,7 @@ from gptjax.training.loop import Diverged
 from gptjax.training.metrics import Progress, clock, peak_flops
 from gptjax.training.population import Member, Population
 from gptjax.training.population_mode import choose_mode
+from gptjax.training.signals import LeaveAtOnce
 from gptjax.training.stacked import Mode
 
 
@@ -54,6 +55,7 @@ def fit_population(
         wide = 1 if mode == "sequential" else width or len(experiments)
         forced = Mode(mode, wide)
         forced.validate(len(experiments))
+    LeaveAtOnce.others_wait = jax.process_count() > 1
     with ExitStack() as stack:
         begun, datasets, runs = time.monotonic(), _Datasets(), []
         for folder in folders:

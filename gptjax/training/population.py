@@ -14,8 +14,9 @@ from typing import Any
 import jax
 
 from gptjax.parallel.hosts import AGREE_EVERY, any_host
-from gptjax.training.loop import Diverged, Loop, Preempted, StopSignal
+from gptjax.training.loop import Diverged, Loop
 from gptjax.training.optimizer import Hyper, hyper_of
+from gptjax.training.signals import Preempted, StopSignal
 from gptjax.training.stacked import Group, Mode, arrange
 from gptjax.training.state import TrainState
 
@@ -93,6 +94,8 @@ class Population:
         with jax.set_mesh(self.mesh), contextlib.ExitStack() as stack:
             self.regroup(training, self.mode.fitted(max(len(training), 1)))
             while training:
+                if stop is None and jax.process_count() > 1:  # the others would wait for this one
+                    stop = stack.enter_context(StopSignal())
                 self.advance()
                 if stop is None:  # before the first step is on its way nothing can be lost
                     stop = stack.enter_context(StopSignal())

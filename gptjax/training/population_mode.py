@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gptjax.scaling.flops import count_flops
 from gptjax.training.loop import to_mesh
 from gptjax.training.metrics import short
 from gptjax.training.optimizer import hyper_of, make_optimizer
@@ -19,8 +20,7 @@ from gptjax.training.workdir import write_json
 
 ROUNDS = 5
 ROUND_SECONDS = 0.15  # of each mode in a round
-# A single run's step that takes longer keeps a CPU busy: vmap was never faster there.
-LONG_STEP_ON_CPU = 0.1
+LARGE_ON_CPU = 1e10  # FLOPs of a step beyond which one run keeps a CPU busy: vmap was slower there
 WORTH = 0.97  # of the sequential time: a gain below it may be noise
 MEMORY_SHARE = 0.8  # of the free memory that a population may take
 
@@ -57,9 +57,11 @@ def measure_modes(experiment, members: int, mesh, say=print) -> dict[Mode, float
     """Time of a step of all members in each mode worth trying, as a share of the sequential."""
     sequential = Mode("sequential")
     ratios = {sequential: 1.0}
-    alone = _Stepper(experiment, sequential, mesh)
-    if alone.warm_up() > LONG_STEP_ON_CPU and jax.default_backend() == "cpu":
+    flops = count_flops(experiment.model, experiment.data.sequence_length).training
+    if flops * experiment.tokens_per_step > LARGE_ON_CPU and jax.default_backend() == "cpu":
         return ratios
+    alone = _Stepper(experiment, sequential, mesh)
+    alone.warm_up()
 
     def measure(mode: Mode) -> float:
         groups = -(-members // mode.width)
@@ -103,12 +105,10 @@ class _Stepper:
         self.bytes = self.state_bytes + compiled.memory_analysis().temp_size_in_bytes
         self.steps = 2
 
-    def warm_up(self) -> float:
-        """Roughly the seconds of a step; fixes how many steps a round has."""
+    def warm_up(self) -> None:
+        """Fix how many steps a round has."""
         self.time()
-        seconds = self.time()
-        self.steps = max(self.steps, round(ROUND_SECONDS / seconds))
-        return seconds
+        self.steps = max(self.steps, round(ROUND_SECONDS / self.time()))
 
     def time(self) -> float:
         """Seconds of a step over a round; metrics are read one step late, as in training."""

@@ -113,7 +113,10 @@ class Group:
     """
 
     def __init__(self, experiment, mesh, mode: Mode, members: list):
-        self.experiment, self.mesh, self.kind = experiment, mesh, mode.kind
+        self.mesh, self.kind = mesh, mode.kind
+        self._program = functools.cache(
+            functools.partial(population_program, experiment, mode.kind)
+        )
         self.places: list[Any] = [*members, *[None] * (mode.width - len(members))]
         filled = [*members, *members[:1] * (mode.width - len(members))]
         self._state, self._hyper = members[0].state, members[0].hyper
@@ -138,8 +141,7 @@ class Group:
         else:
             own = [ids[0] if m is None else id(m.iterator) for m in self.places]
             batch = stack_batches([batches[which] for which in own], self.mesh)
-        program = population_program(self.experiment, self.kind, shared)
-        self._state, metrics = program(self._state, batch, self._hyper)
+        self._state, metrics = self._program(shared)(self._state, batch, self._hyper)
         return metrics
 
     def state_of(self, member):

@@ -133,7 +133,6 @@ def test_the_fastest_mode_is_measured_once(tmp_path, monkeypatch, ratio, expecte
 
 def test_modes_are_timed_and_those_beyond_memory_left_out(monkeypatch):
     monkeypatch.setattr(population_mode, "ROUND_SECONDS", 0.01)
-    monkeypatch.setattr(population_mode, "LONG_STEP_ON_CPU", 10.0)
     mesh, said = make_mesh(MeshConfig(data=1)), []
     ratios = measure_modes(experiment(), 2, mesh, said.append)
     assert list(ratios) == [SEQUENTIAL, Mode("map", 2), Mode("vmap", 2)]
@@ -141,5 +140,5 @@ def test_modes_are_timed_and_those_beyond_memory_left_out(monkeypatch):
     monkeypatch.setattr(population_mode, "free_memory", lambda mesh: 1000.0)
     assert measure_modes(experiment(), 2, mesh, said.append)[Mode("vmap", 2)] == float("inf")
     assert "vmap of 2 is left out" in said[-1]
-    monkeypatch.setattr(population_mode, "LONG_STEP_ON_CPU", 0.0)
+    monkeypatch.setattr(population_mode, "LARGE_ON_CPU", 1e3)
     assert list(measure_modes(experiment(), 2, mesh)) == [SEQUENTIAL]
