@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gptjax.errors import BadInput
 from gptjax.scaling.flops import count_flops
 from gptjax.training.loop import to_mesh
 from gptjax.training.metrics import short
@@ -34,9 +35,10 @@ def choose_mode(experiment, members: int, mesh, store: Path | None = None, say=p
     """
     if members == 1 or jax.process_count() > 1:  # hosts would measure, and choose, differently
         return Mode("sequential")
-    key, known = _key(experiment, members, mesh), _read(store)
-    if key in known:
-        mode = Mode(known[key]["kind"], known[key]["width"])
+    key = _key(experiment, members, mesh)
+    with suppress(KeyError, TypeError, BadInput):  # a damaged row is measured anew
+        row = _read(store)[key]
+        mode = Mode(row["kind"], row["width"])
         mode.validate(members)
         return mode
     say(f"measuring how {members} runs of {experiment.name} train fastest together")
@@ -65,7 +67,13 @@ def measure_modes(experiment, members: int, mesh, say=print) -> dict[Mode, float
 
     def measure(mode: Mode) -> float:
         groups = -(-members // mode.width)
-        stepper = _Stepper(experiment, mode, mesh)
+        try:
+            stepper = _Stepper(experiment, mode, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            say(f"{mode} is left out: it does not fit into memory")
+            return float("inf")
         needed = stepper.bytes + (members - mode.width) * stepper.state_bytes / mode.width
         if needed > MEMORY_SHARE * free_memory(mesh):
             say(f"{mode} is left out: it would take {short(needed, 'B')} of memory")

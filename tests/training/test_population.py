@@ -125,9 +125,15 @@ def test_the_fastest_mode_is_measured_once(tmp_path, monkeypatch, ratio, expecte
     other = changed(experiment(), optim={"lr": 1.0}, train={"seed": 3})  # the same program
     assert choose_mode(other, 8, mesh, store, said.append) == expected
     assert asked == [8] and f"{expected} (time against sequential" in said[1]
-    store.write_text("{")  # a damaged store is measured anew
-    assert choose_mode(experiment(), 8, mesh, store, said.append) == expected
-    assert asked == [8, 8]
+    good = store.read_text()
+    for damaged in (
+        "{",
+        good.replace('"width"', '"wide"'),
+        good.replace('"kind": "', '"kind": "x'),
+    ):
+        store.write_text(damaged)  # it is measured anew
+        assert choose_mode(experiment(), 8, mesh, store, said.append) == expected
+    assert asked == [8] * 4
     assert choose_mode(experiment(), 1, mesh) == SEQUENTIAL
 
 
