@@ -24,6 +24,7 @@ _WHERE = {
     "register": "gptjax.registry",
     "Analysis": "gptjax.sweeps.sweep",
     "Sweep": "gptjax.sweeps.sweep",
+    "compare": "gptjax.sweeps.compare",
     "run_sweep": "gptjax.sweeps.runner",
 }
 

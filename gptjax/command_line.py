@@ -7,13 +7,11 @@ lists every field. Whatever is wrong becomes one line and exit code 2.
 import contextlib
 import dataclasses
 import io
-import logging
 import os
 import re
 import sys
 from dataclasses import dataclass
 
-from gptjax.compilation import use_compilation_cache
 from gptjax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -22,6 +20,7 @@ from gptjax.errors import (
     BadInput,
     nearest,
 )
+from gptjax.process import quiet_libraries, use_compilation_cache
 from gptjax.training.signals import LeaveAtOnce, Preempted
 
 USAGE = """usage: python experiments/run.py --exp=NAME [--part.field=value ...] [options]
@@ -244,6 +243,14 @@ def run_sweep(sweep, command: Command) -> int:
         raise BadInput(
             "--fork belongs to a single run: a changed point of a sweep is another point"
         )
+    swept = {key for row in sweep.grid for key in row}
+    for argument in command.overrides:
+        field = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        if field in swept:
+            raise BadInput(
+                f"--{field} is set by the grid of {sweep.name}, point by point; "
+                f"--only={field.rsplit('.', 1)[-1]}=VALUE chooses among its points"
+            )
     base = override(sweep.base, command.overrides, command.help)
     sweep = dataclasses.replace(sweep, base=base)
     sweep.validate()
@@ -302,9 +309,7 @@ def run(command: Command) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 2 bad input, 75 stopped and saved, 130 interrupted, 1 otherwise."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # orbax logs whole tracebacks of failures that reach us as errors and become one line.
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    quiet_libraries()
     try:
         command = parse(arguments)
         trains = command.exp and not (command.list or command.help or command.dry_run)

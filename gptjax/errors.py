@@ -20,6 +20,10 @@ class BadInput(ValueError):
         super().__init__(printable(" ".join(message.split())))
 
 
+class Trouble(BadInput):
+    """The machine's state stands in the way, such as a full disk: the same may do later."""
+
+
 class DamagedData(BadInput):
     """A file this project wrote no longer holds what was written."""
 

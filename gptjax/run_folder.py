@@ -23,6 +23,8 @@ FILES = ("experiment.json", "manifest.json", "metrics.jsonl", "result.json", "cu
 
 def check_folder(workdir: Path) -> None:
     """Refuse a file where the run needs a folder, the other way round, and damaged metrics."""
+    if (workdir / "sweep.json").exists():
+        raise BadInput(f"{workdir} holds a sweep, not a single run: give another --workdir")
     for name in FOLDERS + FILES:
         path = workdir / name
         if path.exists() and path.is_dir() != (name in FOLDERS):

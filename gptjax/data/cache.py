@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gptjax.errors import BadInput, DamagedData
+from gptjax.errors import BadInput, DamagedData, Trouble
 from gptjax.files import sync
 
 RECORD = "record.json"
@@ -156,8 +156,8 @@ def check_writable(root: Path) -> None:
         raise _unwritable(root, error.strerror) from error
 
 
-def _unwritable(folder: Path, reason: str | None) -> BadInput:
-    return BadInput(
+def _unwritable(folder: Path, reason: str | None) -> Trouble:
+    return Trouble(
         f"the cache {folder} cannot be written ({reason}); "
         "set data.cache_dir or GPTJAX_CACHE to a folder with room"
     )

@@ -59,12 +59,12 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     block: Literal["pre", "post", "parallel"] = "pre"
     activation: Activation = "gelu_tanh"
-    biases: Literal["all", "mlp", "norm", "none"] = "all"  # "mlp": of norms too (GPT-J)
+    biases: Literal["all", "mlp", "norm", "none"] = "all"  # "mlp": there and in norms (GPT-J)
     tied_embeddings: bool = True
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
     # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2)
     init: Literal["gpt2", "fan_in", "fan_in_zero"] = "gpt2"
-    parametrization: Literal["standard", "mup"] = "standard"
+    parametrization: Literal["standard", "mup"] = "standard"  # mup: one learning rate for all widths
     base_width: int = 64  # of muP: the width at which it equals the standard parametrization
     layers: Literal["unrolled", "scan"] = "unrolled"
     remat: Literal["none", "products", "block"] = "none"

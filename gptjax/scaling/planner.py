@@ -47,7 +47,9 @@ def ladder(
 
     BadInput when the rule has fewer different shapes between the two sizes (in parameters).
     """
-    if not 0 < smallest < largest or count < 2:
+    if rule.head_size < 1 or not rule.aspect > 0:
+        raise BadInput(f"{rule} makes no shapes: give a head size and an aspect above 0")
+    if not 0 < smallest < largest < 1e15 or count < 2:
         raise BadInput(
             f"a ladder of {count} shapes from {smallest:g} to {largest:g} parameters: give two or "
             "more, the smallest first"

@@ -77,6 +77,10 @@ def run_command(sweep: Sweep, command) -> int:
         return 0
     if command.status:
         folder = SweepFolder.open(path)
+        if folder.name != sweep.name:
+            raise BadInput(f"{path} holds the sweep {folder.name}, not {sweep.name}")
+        if list(folder.points) != [point.name for point in sweep.points]:
+            print(f"{path} was started with other settings than {sweep.name} has now")
         show_status(folder, folder.select(command.only))
         return 0
     if sweep.plan_only and not command.only:
@@ -95,6 +99,9 @@ def run_command(sweep: Sweep, command) -> int:
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")
+    waiting = [name for name, state in result.states.items() if not state.finished]
+    if waiting:
+        print(f"{len(waiting)} points are with other workers; the same command looks again")
     report = write_report(result.folder)
     for line in report.summary:
         print(line)

@@ -7,7 +7,9 @@ runs/NAME/logs/             what each worker printed
 runs/NAME/report.html       with law.json, runs.csv and the figures, once points are finished
 """
 
+import contextlib
 import dataclasses
+import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -49,13 +51,15 @@ class SweepFolder:
         path = Path(path)
         if (path / "experiment.json").exists():
             raise BadInput(f"{path} holds a single run, not a sweep; give another --workdir")
+        before: object = {}
         if (path / "sweep.json").exists():
-            before = read_json(path / "sweep.json")
-            if not isinstance(before, dict) or before.get("name") != sweep.name:
-                other = before.get("name") if isinstance(before, dict) else None
-                raise BadInput(
-                    f"{path} holds the sweep {other}, not {sweep.name}; give another --workdir"
-                )
+            with contextlib.suppress(DamagedData):  # it is written anew
+                before = read_json(path / "sweep.json")
+        before = before if isinstance(before, dict) else {}
+        if before.get("name", sweep.name) != sweep.name:
+            raise BadInput(
+                f"{path} holds the sweep {before['name']}, not {sweep.name}; give another --workdir"
+            )
         folder = SweepFolder(
             path, sweep.name, sweep.points, sweep.attempts, sweep.together, sweep.share_trunks
         )
@@ -75,6 +79,16 @@ class SweepFolder:
                 for point in sweep.points
             ],
         }
+        if before == json.loads(json.dumps(tree)):
+            return folder
+        theirs = [str(row.get("name")) for row in before.get("points", ()) if isinstance(row, dict)]
+        if {*theirs} != {*folder.points}:
+            alive = [name for name in theirs if Ledger(path, theirs).running(name)]
+            if alive:
+                raise BadInput(
+                    f"{path} is being worked on with other points ({alive[0]} among them): wait "
+                    "for it, or give another --workdir"
+                )
         write_json(path / "sweep.json", tree)
         return folder
 
@@ -100,11 +114,20 @@ class SweepFolder:
                 "the sweep by its name, and it is written anew"
             ) from None
 
+    def check_unchanged(self) -> None:
+        """BadInput when the sweep was started here with other points since this was opened."""
+        names = [row["name"] for row in _sweep_json(self.path)["points"]]
+        if names != list(self.points):
+            raise BadInput(f"{self.path} was started with other points meanwhile; start it again")
+
     def analysis(self) -> Analysis:
         """What the sweep asked to be fitted."""
         tree = _sweep_json(self.path)["analysis"]
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
-        return Analysis(**fields)
+        try:
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+            return Analysis(**fields)
+        except (AttributeError, TypeError):
+            raise DamagedData(f"{self.path / 'sweep.json'} is damaged: its analysis") from None
 
     def workdir(self, point: str) -> Path:
         """The run folder of a point."""
@@ -164,7 +187,7 @@ def matching(sweep: str, points: Mapping[str, Point], patterns: tuple[str, ...])
     A pattern is a part of a name, or `field=value` of a row; BadInput when it finds nothing.
     """
     chosen = []
-    for pattern in patterns:
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         field, equals, value = pattern.partition("=")
         found = [
             name
@@ -179,8 +202,16 @@ def matching(sweep: str, points: Mapping[str, Point], patterns: tuple[str, ...])
 
 
 def _holds(point: Point, field: str, value: str) -> bool:
-    fields = (key for key, held in point.row.items() if str(held) == value)
+    same = lambda held: isinstance(held, int | float) and held == _number(value)
+    fields = (key for key, held in point.row.items() if value == str(held) or same(held))
     return any(key == field or key.endswith(f".{field}") for key in fields)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _sweep_json(path: Path) -> dict:

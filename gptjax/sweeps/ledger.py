@@ -90,13 +90,15 @@ class Ledger:
         path = self.folder / f"{point}.json"
         if not path.exists():
             return State()
-        tree = read_json(path)
         try:
-            return State(**tree)
-        except TypeError:
-            raise DamagedData(
-                f"{path} is damaged: remove it, and the point is looked at anew"
-            ) from None
+            state = State(**read_json(path))
+            numbers = (state.starts, state.failures, state.deaths, state.step)
+            good = state.status in ("waiting", *FINISHED) and isinstance(state.figures, dict)
+            if good and all(isinstance(n, int) for n in numbers):
+                return state
+        except (TypeError, DamagedData):
+            pass
+        raise DamagedData(f"{path} is damaged: remove it, and the point is looked at anew")
 
     def states(self) -> dict[str, State]:
         return {point: self.state(point) for point in self.points}
@@ -121,8 +123,9 @@ class Ledger:
         """The living holder of an open lease. Leaves the lease locked when there is none."""
         try:
             holder = json.loads(os.pread(descriptor, 4096, 0) or b"null")
-        except ValueError:
-            holder = None  # a kill tore it
+            holder = {"host": str(holder["host"]), "pid": int(holder["pid"])}
+        except (ValueError, TypeError, KeyError):
+            holder = None  # nobody, or a kill tore it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,7 +153,8 @@ class Ledger:
     def _note(self, point: str, event: str, **more) -> None:
         log = MetricsLog(self.log)
         if not _ends_whole(self.log):  # a kill tore the last line
-            log.truncate_after(1 << 62)
+            with contextlib.suppress(DamagedData):  # the log carries no state
+                log.truncate_after(1 << 62)
         row = {"time": round(time.time(), 3), "point": point, "event": event}
         log.write(row | {"pid": os.getpid(), "host": socket.gethostname()} | more)
         log.close()
@@ -205,8 +209,8 @@ class Ledger:
         return list(self._held.values())
 
     def _close(self, lease: Lease) -> None:
-        self._held.pop(lease.point, None)
-        lease.close()
+        if self._held.pop(lease.point, None) is not None:
+            lease.close()
 
     def finish(self, lease: Lease, status: Status, figures: dict, error: str = "") -> None:
         """Write down what a point came to, and give it back."""
@@ -216,7 +220,7 @@ class Ledger:
                 done = {"status": status, "figures": figures, "error": error, "deaths": 0}
                 self._write(lease.point, dataclasses.replace(state, **done))
                 self._note(lease.point, status)
-            self._close(lease)
+        self._close(lease)
 
     def failed(self, lease: Lease, error: str, attempts: int) -> None:
         """Count an exception; the point is tried again until it has failed `attempts` times."""
@@ -227,14 +231,17 @@ class Ledger:
             changed = {"failures": failures, "error": error, "status": status}
             self._write(lease.point, dataclasses.replace(state, **changed))
             self._note(lease.point, "failed" if status == "failed" else "retry", error=error)
-            self._close(lease)
+        self._close(lease)
 
     def give_back(self, lease: Lease) -> None:
-        """Stop working on a point that is not finished, as a preempted run does."""
-        with self._locked():
-            if lease.point in self._held:
+        """Stop working on a point that is not finished; nothing for one that is not held."""
+        if lease.point not in self._held:
+            return
+        try:
+            with self._locked():
                 self._note(lease.point, "given back")
-                self._close(lease)
+        finally:
+            self._close(lease)
 
     def reset(self, point: str) -> None:
         """Make a failed point wait again; its checkpoints stay."""

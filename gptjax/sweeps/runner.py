@@ -12,8 +12,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.errors import BadInput
-from gptjax.sweeps.folder import SweepFolder, summary
+from gptjax.errors import EXIT_DONE, EXIT_PREEMPTED, BadInput
+from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.launchers import make_launcher
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.status import SweepProgress
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep's folder after a run over it."""
+    """A sweep's folder after a run over it, with the points that were asked for."""
 
     folder: SweepFolder
     states: dict[str, State]
@@ -61,8 +61,11 @@ def run_sweep(
     `workers` 0 lets the device decide. `only` are parts of points' names or `field=value`.
     Raises BadInput, and `loop.Preempted` when a signal stopped it; the same call goes on.
     """
+    if not isinstance(sweep, Sweep):
+        raise BadInput(f"a Sweep is run, such as gptjax.get(NAME) returns, not {sweep!r}")
     sweep.validate()
-    if workers < 0:
+    only = (only,) if isinstance(only, str) else tuple(only)
+    if not isinstance(workers, int) or workers < 0:
         raise BadInput(f"workers is {workers}; give 1 or more, or 0 to let the device decide")
     folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name)
     names = folder.select(only)
@@ -73,7 +76,7 @@ def run_sweep(
         work(folder, names)
     else:
         _supervise(folder, names, launcher, workers, only)
-    return SweepResult(folder, folder.ledger.states())
+    return SweepResult(folder, {name: folder.ledger.state(name) for name in names})
 
 
 def _unclaimed(folder: SweepFolder, names: list[str]) -> tuple[int, int]:
@@ -104,6 +107,7 @@ def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) ->
     said = {name for name in names if folder.ledger.state(name).finished}
     try:
         while not stop.is_set():
+            folder.check_unchanged()
             alive = launcher.alive()
             left, unclaimed = _unclaimed(folder, names)
             _say_finished(folder, names, said, progress)
@@ -134,5 +138,7 @@ def _say_finished(folder: SweepFolder, names, said: set[str], progress: SweepPro
 
 
 def exit_code(result: SweepResult) -> int:
-    """0 when every point is done or diverged, 1 when some failed."""
-    return 1 if summary(result.states).get("failed") else 0
+    """0 when every asked-for point is done or diverged, 1 when some failed, 75 when some wait."""
+    if result.failed:
+        return 1
+    return EXIT_DONE if all(s.finished for s in result.states.values()) else EXIT_PREEMPTED

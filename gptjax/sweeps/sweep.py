@@ -129,13 +129,18 @@ class Sweep:
 
     def validate(self) -> None:
         """One clear line for a sweep that cannot be; nothing is computed before."""
+        for name, kind in (("base", Experiment), ("grid", Grid), ("analysis", Analysis)):
+            if not isinstance(getattr(self, name), kind):
+                raise BadInput(f"{name} of sweep {self.name} is no {kind.__name__}")
         if not len(self.grid):
             raise BadInput(f"sweep {self.name} has no points")
         for name in ("attempts", "together"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}; give 1 or more")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise BadInput(f"{name} of sweep {self.name} is {value!r}; give 1 or more")
         self.analysis.validate()
-        if self.budget and self.flops > self.budget * 1.001:
+        _ = self.points  # each is checked as it is made
+        if self.budget and not self.flops <= self.budget * 1.001:
             raise BadInput(
                 f"sweep {self.name} takes {self.flops:.3g} FLOPs, more than its budget of "
                 f"{self.budget:.3g}"

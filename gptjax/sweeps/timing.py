@@ -13,7 +13,7 @@ from gptjax.data.config import cache_root
 from gptjax.experiment import Experiment
 from gptjax.plan import measure
 from gptjax.sweeps.sweep import Point
-from gptjax.training.workdir import write_json
+from gptjax.training.workdir import storage_errors, write_json
 
 
 def _store(experiment: Experiment) -> Path:
@@ -30,6 +30,7 @@ def seconds_per_step(points: tuple[Point, ...], say=print) -> dict[str, float | 
             known = json.loads(store.read_text())
         except (OSError, ValueError):
             known = {}
+        known = known if isinstance(known, dict) else {}
         device = jax.devices()[0].device_kind
         key = f"{program} {jax.device_count()}x{device} jax {jax.__version__}"
         if key not in known:
@@ -42,7 +43,8 @@ def seconds_per_step(points: tuple[Point, ...], say=print) -> dict[str, float | 
                 found[program] = why_not
                 continue
             known[key] = seconds
-            store.parent.mkdir(parents=True, exist_ok=True)
+            with storage_errors(f"write {store}"):
+                store.parent.mkdir(parents=True, exist_ok=True)
             write_json(store, known)
         found[program] = known[key]
     return found

@@ -9,14 +9,16 @@ that checkpoint and of the rows before it, and ends exactly as if it had been tr
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptjax.errors import DamagedData
 from gptjax.experiment import Experiment
 from gptjax.sweeps.sweep import Point, identity
 from gptjax.training.config import cooldown_start
-from gptjax.training.workdir import MetricsLog, write_json, write_whole
+from gptjax.training.restore import check_step_files
+from gptjax.training.workdir import MetricsLog, storage_errors, write_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def _family(experiment: Experiment) -> str:
     return identity(dataclasses.replace(experiment, train=train, optim=optim), digits=16)
 
 
-def begin_from_trunk(trunk: Path, step: int, workdir: Path, experiment: Experiment) -> bool:
-    """Give a run that has not begun the checkpoint of its trunk; False when there is none.
+def begin_from_trunk(
+    trunk: Path, step: int, workdir: Path, experiment: Experiment, report: Callable[[str], None]
+) -> bool:
+    """Give a run that has not begun the checkpoint of its trunk; False when there is no good one.
 
     The checkpoint comes last and by one rename: a kill leaves a run that has not begun.
     """
@@ -64,16 +68,26 @@ def begin_from_trunk(trunk: Path, step: int, workdir: Path, experiment: Experime
     target = workdir / "checkpoints" / str(step)
     if not source.is_dir() or _steps(workdir):
         return False
+    try:
+        check_step_files(source, report)
+        rows = MetricsLog(trunk / "metrics.jsonl").rows()
+    except DamagedData as error:
+        report(f"{source} is damaged, so {workdir} begins at its own beginning: {error}")
+        return False
+    with storage_errors(f"copy {source}"):
+        _copy(source, target, [row for row in rows if row["step"] <= step], workdir, experiment)
+    return True
+
+
+def _copy(source: Path, target: Path, rows: list[dict], workdir: Path, experiment: Experiment):
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "experiment.json", experiment.to_json())
-    rows = (row for row in MetricsLog(trunk / "metrics.jsonl").rows() if row["step"] <= step)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     write_whole(workdir / "metrics.jsonl", lines.encode())
-    partial = target.with_name(f".{step}.copy")
+    partial = target.with_name(f".{target.name}.copy")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     partial.rename(target)
-    return True
 
 
 def _steps(workdir: Path) -> list[Path]:

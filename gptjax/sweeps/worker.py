@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptjax import allocator
-from gptjax.compilation import use_compilation_cache
-from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput
+from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput, Trouble
+from gptjax.process import quiet_libraries, use_compilation_cache
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import Lease, Ledger
 from gptjax.sweeps.sweep import Point
@@ -53,23 +53,29 @@ def next_points(folder: SweepFolder, names: list[str], last: str = "") -> list[L
 def run_points(folder: SweepFolder, leases: list[Lease], say: Say = print) -> None:
     """Train claimed points of one program and write down what came of them.
 
-    A divergence is a result. Preempted and KeyboardInterrupt pass through after the points that
-    are not finished were given back.
+    A divergence is a result. Preempted, KeyboardInterrupt and Trouble pass through after the
+    points that are not finished were given back.
     """
+    try:
+        _run_points(folder, leases, say)
+    finally:
+        for lease in leases:
+            folder.ledger.give_back(lease)
+
+
+def _run_points(folder: SweepFolder, leases: list[Lease], say: Say) -> None:
     from gptjax.training.loop import Diverged
 
     ledger = folder.ledger
     try:
         outcomes = _train(folder, [folder.points[lease.point] for lease in leases], say)
-    except (Preempted, KeyboardInterrupt):
-        for lease in leases:
-            ledger.give_back(lease)
+    except (Preempted, Trouble):
         raise
     except Exception as error:
         if len(leases) > 1:  # one of them may be at fault: each for itself
             say(f"together they failed ({type(error).__name__}: {error}); now one by one")
             for lease in leases:
-                run_points(folder, [lease], say)
+                _run_points(folder, [lease], say)
         elif isinstance(error, BadInput):  # trying again would not help
             say(f"{leases[0].point} failed: {error}")
             ledger.failed(leases[0], str(error), attempts=1)
@@ -98,6 +104,7 @@ def _train(folder: SweepFolder, points: list[Point], say: Say) -> list:
             branch.step,
             folder.workdir(point.name),
             point.experiment,
+            say,
         ):
             say(f"{point.name} begins at step {branch.step} of {branch.trunk}")
     workdirs = [folder.workdir(point.name) for point in points]
@@ -163,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.sched_setaffinity(0, {int(cpu) for cpu in given.cpus.split(",")})
     allocator.tune()
     use_compilation_cache()
+    quiet_libraries()
     try:
         folder = SweepFolder.open(given.folder)
         with GiveBack(folder.ledger):

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from gptjax.errors import BadInput, DamagedData
+from gptjax.errors import DamagedData, Trouble
 from gptjax.training import integrity
 from gptjax.training.fingerprint import fingerprints, is_key, leaf_names
 from gptjax.training.restore import (
@@ -255,7 +255,7 @@ class Checkpointer:
 
     def _refuse(self, step: int, reason: str, error: BaseException | None = None):
         left = ", ".join(map(str, self.steps())) or "none"
-        raise BadInput(
+        raise Trouble(
             f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; "
             f"steps that stay loadable: {left}"
         ) from error

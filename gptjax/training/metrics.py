@@ -37,6 +37,8 @@ def short(number: float, unit: str = "") -> str:
     if not math.isfinite(number):
         return f"{number}{unit}"
     for limit, letter in (
+        (1e24, "Y"),
+        (1e21, "Z"),
         (1e18, "E"),
         (1e15, "P"),
         (1e12, "T"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptjax.errors import BadInput, DamagedData
+from gptjax.errors import BadInput, DamagedData, Trouble
 from gptjax.files import sync
 
 _STORAGE_ERRORS = {
@@ -54,14 +54,14 @@ def storage_failure(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """A full or read-only disk becomes `BadInput("cannot <what>: the disk is full")`."""
+    """A full or read-only disk becomes `Trouble("cannot <what>: the disk is full")`."""
     try:
         yield
     except OSError as error:
         reason = storage_failure(error)
         if reason is None:
             raise
-        raise BadInput(f"cannot {what}: {reason}") from error
+        raise Trouble(f"cannot {what}: {reason}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -135,7 +135,7 @@ def claim(workdir: Path) -> Iterator[Path]:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(
+            raise Trouble(
                 f"{workdir} is in use by {_holder(os.read(number, 4096))}; wait for it, stop it, "
                 "or give another --workdir"
             ) from None

@@ -1,5 +1,6 @@
-"""Compiled programs are kept between starts, beside the prepared corpora."""
+"""What every process of ours sets before it works: the store of programs, what libraries log."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -12,3 +13,9 @@ def use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def quiet_libraries() -> None:
+    """orbax logs whole tracebacks of failures that reach us as errors and become one line."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
