@@ -64,7 +64,7 @@ class DecoderConfig:
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
     # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2)
     init: Literal["gpt2", "fan_in", "fan_in_zero"] = "gpt2"
-    parametrization: Literal["standard", "mup"] = "standard"  # mup: one learning rate for all widths
+    parametrization: Literal["standard", "mup"] = "standard"  # mup: one rate for all
     base_width: int = 64  # of muP: the width at which it equals the standard parametrization
     layers: Literal["unrolled", "scan"] = "unrolled"
     remat: Literal["none", "products", "block"] = "none"
