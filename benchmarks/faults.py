@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 UNFINISHED = ".orbax-checkpoint-tmp"
 PAGE = 4096
 EVERY = 10  # steps between two checkpoints
-STEPS_PER_KILL = 30  # so that the run does not end before the last kill
+STEPS_PER_KILL = 100  # so that the run does not end before the last kill
 CLOCK = {"seconds"}  # columns of a row that measure time
 
 
