@@ -2,7 +2,7 @@
 
 Every launcher only starts workers and counts the living: the ledger in the sweep's folder decides
 who does what, so launchers can be mixed, killed and started anew. The folder must be visible
-under the same path wherever a worker runs.
+under the same path wherever a worker runs; what a worker prints is in its logs/.
 """
 
 import contextlib
@@ -46,6 +46,8 @@ def make_launcher(
     kind: str, folder: Path, only: tuple[str, ...], workers: int, pin: bool = True
 ) -> Launcher:
     """A launcher by name: local, ray or slurm."""
+    from gptjax.sweeps.clusters import Ray, Slurm
+
     kinds = {"local": Local, "ray": Ray, "slurm": Slurm}
     if kind not in kinds:
         near = did_you_mean(kind, kinds)
@@ -53,6 +55,25 @@ def make_launcher(
     if kind == "local":
         return Local(folder, only, workers, pin)
     return kinds[kind](folder, only, workers)
+
+
+class Crashes:
+    """Gives up on workers that end again and again as soon as they start."""
+
+    def __init__(self):
+        self.count = 0
+
+    def ended(self, code: int | None, seconds: float, log: Path) -> None:
+        """A worker ended after so long; None is the code of one that was killed unseen."""
+        if code == EXIT_BAD_INPUT:
+            raise BadInput(f"a worker refused to start: {last_line(log)}")
+        if code in (0, EXIT_PREEMPTED) or seconds >= QUICK_SECONDS:
+            self.count = 0
+            return
+        self.count += 1
+        if self.count >= CRASHES:
+            how = "are killed" if code is None else f"end with code {code}"
+            raise BadInput(f"workers {how} as soon as they start; see {log}: {last_line(log)}")
 
 
 class Local:
@@ -65,7 +86,7 @@ class Local:
         self.shares = [cores[i * share : (i + 1) * share] for i in range(workers)]
         self.running: list[subprocess.Popen | None] = [None] * workers
         self.begun = [0.0] * workers
-        self.crashes = 0
+        self.crashes = Crashes()
 
     def log(self, slot: int) -> Path:
         """What the worker of a slot prints."""
@@ -93,18 +114,8 @@ class Local:
             if process is None or process.poll() is None:
                 continue
             self.running[slot] = None
-            if process.returncode == EXIT_BAD_INPUT:
-                raise BadInput(f"a worker refused to start: {_last_line(self.log(slot))}")
-            quick = time.monotonic() - self.begun[slot] < QUICK_SECONDS
-            if process.returncode in (0, EXIT_PREEMPTED) or not quick:
-                self.crashes = 0
-                continue
-            self.crashes += 1
-            if self.crashes >= CRASHES:
-                raise BadInput(
-                    f"workers end with code {process.returncode} as soon as they start; see "
-                    f"{self.log(slot)}: {_last_line(self.log(slot))}"
-                )
+            seconds = time.monotonic() - self.begun[slot]
+            self.crashes.ended(process.returncode, seconds, self.log(slot))
         return sum(process is not None for process in self.running)
 
     def stop(self) -> None:
@@ -121,137 +132,10 @@ class Local:
                 process.wait()
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """What a worker said last."""
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").strip().splitlines()
         if lines:
             return lines[-1]
     return "nothing was printed"
-
-
-def _subprocess_worker(command: list[str], environment: dict[str, str]) -> int:
-    """Run a worker under a process of Ray or SLURM, passing SIGTERM on; its exit code."""
-    process = subprocess.Popen(
-        [*command, f"--parent={os.getpid()}"], env={**os.environ, **environment}
-    )
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-
-
-class Ray:
-    """Tasks of a Ray cluster: the one of RAY_ADDRESS, or a new one on this machine.
-
-    A task is one worker. Ray restarts a task whose process or node died; its point goes on from
-    its checkpoint. GPTJAX_RAY_CPUS and GPTJAX_RAY_GPUS say what a worker takes (1 and 0).
-    """
-
-    def __init__(self, folder: Path, only: tuple[str, ...], workers: int):
-        try:
-            import ray
-        except ImportError:
-            raise BadInput("--launcher=ray needs Ray: pip install -e '.[ray]'") from None
-        self.ray, self.workers = ray, workers
-        self.tasks: list = []
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-        self.command = worker_command(folder, only)
-        keep = ("GPTJAX_CACHE", "JAX_PLATFORMS", "XLA_FLAGS", "PYTHONPATH")
-        self.environment = {name: os.environ[name] for name in keep if name in os.environ}
-        self.task = ray.remote(
-            num_cpus=float(os.environ.get("GPTJAX_RAY_CPUS", 1)),
-            num_gpus=float(os.environ.get("GPTJAX_RAY_GPUS", 0)),
-            max_retries=-1,
-            retry_exceptions=False,
-        )(_subprocess_worker)
-
-    def start(self) -> None:
-        self.tasks.append(self.task.remote(self.command, self.environment))
-
-    def alive(self) -> int:
-        ended, self.tasks = (
-            self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=0)
-            if self.tasks
-            else ([], [])
-        )
-        for code in self.ray.get(ended):
-            if code == EXIT_BAD_INPUT:
-                raise BadInput("a worker refused to start; see Ray's logs")
-        return len(self.tasks)
-
-    def stop(self) -> None:
-        for task in self.tasks:
-            self.ray.cancel(task, force=False)
-        if self.tasks:
-            self.ray.wait(self.tasks, num_returns=len(self.tasks), timeout=STOP_SECONDS)
-        self.ray.shutdown()
-
-
-class SlurmJob:
-    """What SLURM runs: a worker; preempted or out of time it saves and is queued again."""
-
-    def __init__(self, command: list[str]):
-        self.command = command
-
-    def __call__(self) -> int:
-        self.process = subprocess.Popen([*self.command, f"--parent={os.getpid()}"])
-        return self.process.wait()
-
-    def checkpoint(self):
-        """Called by submitit when SLURM takes the machine away."""
-        import submitit
-
-        self.process.terminate()
-        self.process.wait()
-        return submitit.helpers.DelayedSubmission(SlurmJob(self.command))
-
-
-class Slurm:
-    """Jobs of SLURM through submitit. GPTJAX_SLURM holds its options as JSON.
-
-    Such as {"slurm_partition": "gpu", "timeout_min": 240, "gpus_per_node": 1}. The state of jobs
-    is asked of SLURM, what they did of the ledger: without accounting a killed job never tells.
-    """
-
-    def __init__(self, folder: Path, only: tuple[str, ...], workers: int):
-        import json
-        import shutil
-
-        try:
-            import submitit
-        except ImportError:
-            raise BadInput("--launcher=slurm needs submitit: pip install -e '.[slurm]'") from None
-        if shutil.which("sbatch") is None:
-            raise BadInput("--launcher=slurm needs SLURM: there is no sbatch on this machine")
-        try:
-            options = json.loads(os.environ.get("GPTJAX_SLURM", "{}"))
-        except ValueError as error:
-            raise BadInput(f"GPTJAX_SLURM is no JSON: {error}") from None
-        self.workers = workers
-        self.executor = submitit.AutoExecutor(folder=folder / "logs", slurm_max_num_timeout=1000)
-        self.executor.update_parameters(name=f"gptjax-{folder.name}", **options)
-        self.job = SlurmJob(worker_command(folder, only))
-        self.jobs: list = []
-
-    def start(self) -> None:
-        self.jobs.append(self.executor.submit(self.job))
-
-    def alive(self) -> int:
-        queue = self._queue()
-        self.jobs = [job for job in self.jobs if job.job_id in queue]
-        return len(self.jobs)
-
-    def _queue(self) -> set[str]:
-        ids = ",".join(job.job_id for job in self.jobs)
-        if not ids:
-            return set()
-        command = ["squeue", "--noheader", "--format=%i", f"--jobs={ids}", "--states=PD,R,CG,S,RQ"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        return set(done.stdout.split())
-
-    def stop(self) -> None:
-        for job in self.jobs:
-            job.cancel()

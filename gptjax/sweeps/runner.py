@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from gptjax.sweeps.sweep import Sweep
 from gptjax.sweeps.worker import work
 
 POLL_SECONDS = 0.5
+LINGER_SECONDS = 15.0  # a worker with nothing left ends by then; one in a queue may wait for days
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) ->
             alive = launcher.alive()
             left, unclaimed = _unclaimed(folder, names)
             _say_finished(folder, names, said, progress)
-            if not left and not alive:
+            if left:
+                busy = time.monotonic()
+            elif not alive or time.monotonic() - busy > LINGER_SECONDS:
                 return
             for _ in range(min(launcher.workers, alive + unclaimed) - alive):
                 launcher.start()
