@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gptjax.errors import BadInput
 from gptjax.sweeps.launchers import STOP_SECONDS, Crashes, worker_command
+from gptjax.training.signals import Preempted
 
 QUEUE_SECONDS = 5.0  # between two looks at SLURM's queue, which all its users share
 REFUSED_SECONDS = 60.0  # between two submissions once SLURM refuses more, as limits make it do
@@ -122,9 +123,12 @@ class Ray:
             log = self.tasks.pop(task)
             try:
                 code, seconds = self.ray.get(task)
-            except self.ray.exceptions.RayError as error:
+            except self.ray.exceptions.RayTaskError as error:  # such as no gptjax on that machine
                 last = str(error).strip().splitlines()[-1]
-                raise BadInput(f"a task of Ray failed: {type(error).__name__}: {last}") from None
+                raise BadInput(f"a task of Ray failed: {last}") from None
+            except self.ray.exceptions.RayError as error:
+                why = " ".join(str(error).split())
+                raise Preempted(f"Ray is gone ({why}); the same command goes on") from None
             self.crashes.ended(code, seconds, log)
         return len(self.tasks)
 
