@@ -11,7 +11,7 @@ import dataclasses
 
 from experiments.scaling import byte_run
 from gptjax import Analysis, Sweep, register
-from gptjax.scaling.planner import Rates, ShapeRule, isoflop_rows, ladder
+from gptjax.scaling.planner import IsoFlops, Rates, ShapeRule
 from gptjax.sweeps.grid import rows
 
 
@@ -19,21 +19,24 @@ def _compared(name: str, rule: ShapeRule, **model: object) -> Sweep:
     """Three budgets a factor 3 apart, four shapes each, of one kind of decoder."""
     base = byte_run(length=128, lr=0.01)
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, **model))
-    shapes = ladder(base.model, rule, 1.5e4, 2.5e5, 6)
     rates = Rates(
         lr=0.01, reference_width=56, lr_exponent=-1.0, batch_tokens=1024, batch_exponent=0.0
     )
-    grid = isoflop_rows(
-        base.model,
-        shapes,
-        [1e11, 3e11, 9e11],
+    design = IsoFlops(
+        rule,
+        smallest=1.5e4,
+        largest=2.5e5,
+        shapes=6,
+        budgets=(1e11, 3e11, 9e11),
         per_budget=4,
         length=128,
         rates=rates,
         tokens_per_parameter=30.0,
         spread=6.0,
     )
-    return Sweep(name, base, rows(*grid), Analysis(laws=("chinchilla",)), share_trunks=True)
+    grid = rows(*design.rows(base.model))
+    analysis = Analysis(laws=("chinchilla",))
+    return Sweep(name, base, grid, analysis, share_trunks=True, design=design)
 
 
 WIDE = ShapeRule(aspect=24, head_size=8)

@@ -13,7 +13,7 @@ from gptjax import (
     register,
 )
 from gptjax.models.presets import gpt2
-from gptjax.scaling.planner import Rates, ShapeRule, isoflop_rows, ladder, run_row, split_budget
+from gptjax.scaling.planner import IsoFlops, Rates, ShapeRule, ladder, run_row, split_budget
 from gptjax.sweeps.grid import rows
 
 BYTES = DecoderConfig(
@@ -60,28 +60,29 @@ def sweep_cpu_10min() -> Sweep:
     python experiments/run.py --exp=sweep_cpu_10min
     """
     base = byte_run(length=128, lr=0.01)
-    shapes = ladder(base.model, ShapeRule(aspect=24, head_size=8), 1e4, 5e5, 8)
     rates = Rates(
         lr=0.01, reference_width=56, lr_exponent=-1.0, batch_tokens=1024, batch_exponent=0.0
     )
-    grid = rows(
-        *isoflop_rows(
-            base.model,
-            shapes,
-            split_budget(2e13, 4, 5, factor=3.0),
-            per_budget=5,
-            length=128,
-            rates=rates,
-            tokens_per_parameter=25.0,
-            spread=14.0,
-        )
+    design = IsoFlops(
+        ShapeRule(aspect=24, head_size=8),
+        smallest=1e4,
+        largest=5e5,
+        shapes=8,
+        budgets=tuple(split_budget(2e13, 4, 5, factor=3.0)),
+        per_budget=5,
+        length=128,
+        rates=rates,
+        tokens_per_parameter=25.0,
+        spread=14.0,
     )
+    grid = rows(*design.rows(base.model))
     return Sweep(
         "sweep_cpu_10min",
         base,
         grid,
         Analysis(laws=("q_norm", "chinchilla"), holdout=2.0, predict=("1e14", "1e15")),
         share_trunks=True,
+        design=design,
     )
 
 
@@ -97,7 +98,6 @@ def sweep_h100_25min() -> Sweep:
     base = dataclasses.replace(
         base, model=dataclasses.replace(base.model, compute_dtype="bfloat16", head_dim=0)
     )
-    shapes = ladder(base.model, ShapeRule(aspect=48, head_size=32), 7e5, 4e7, 10)
     rates = Rates(
         lr=0.004,
         reference_width=192,
@@ -106,24 +106,26 @@ def sweep_h100_25min() -> Sweep:
         reference_parameters=2e6,
         batch_exponent=0.33,
     )
-    grid = rows(
-        *isoflop_rows(
-            base.model,
-            shapes,
-            split_budget(1e17, 5, 6, factor=3.0),
-            per_budget=6,
-            length=512,
-            rates=rates,
-            tokens_per_parameter=15.0,
-            spread=14.0,
-        )
+    design = IsoFlops(
+        ShapeRule(aspect=48, head_size=32),
+        smallest=7e5,
+        largest=4e7,
+        shapes=10,
+        budgets=tuple(split_budget(1e17, 5, 6, factor=3.0)),
+        per_budget=6,
+        length=512,
+        rates=rates,
+        tokens_per_parameter=15.0,
+        spread=14.0,
     )
+    grid = rows(*design.rows(base.model))
     return Sweep(
         "sweep_h100_25min",
         base,
         grid,
         Analysis(laws=("q_norm", "chinchilla"), holdout=2.0, predict=("1e18", "1e20")),
         share_trunks=True,
+        design=design,
     )
 
 
@@ -179,7 +181,6 @@ def plan_chinchilla() -> Sweep:
     python experiments/run.py --exp=plan_chinchilla --dry-run
     """
     base = _full_size(2048, 256, 1000)
-    shapes = ladder(base.model, ShapeRule(aspect=96, head_size=128), 7e7, 1.6e10, 24)
     rates = Rates(
         lr=2e-4,
         reference_width=1536,
@@ -188,17 +189,17 @@ def plan_chinchilla() -> Sweep:
         reference_parameters=4e8,
         batch_exponent=0.3,
     )
-    budgets = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
-    grid = rows(
-        *isoflop_rows(
-            base.model,
-            shapes,
-            budgets,
-            per_budget=9,
-            length=2048,
-            rates=rates,
-            tokens_per_parameter=20.0,
-            spread=10.0,
-        )
+    design = IsoFlops(
+        ShapeRule(aspect=96, head_size=128),
+        smallest=7e7,
+        largest=1.6e10,
+        shapes=24,
+        budgets=(6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21),
+        per_budget=9,
+        length=2048,
+        rates=rates,
+        tokens_per_parameter=20.0,
+        spread=10.0,
     )
-    return Sweep("plan_chinchilla", base, grid, plan_only=True)
+    grid = rows(*design.rows(base.model))
+    return Sweep("plan_chinchilla", base, grid, plan_only=True, design=design)

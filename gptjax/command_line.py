@@ -252,7 +252,7 @@ def run_sweep(sweep, command: Command) -> int:
                 f"--only={field.rsplit('.', 1)[-1]}=VALUE chooses among its points"
             )
     base = override(sweep.base, command.overrides, command.help)
-    sweep = dataclasses.replace(sweep, base=base)
+    sweep = sweep.planned(base)
     sweep.validate()
     use_compilation_cache()
     return run_command(sweep, command)

@@ -3,15 +3,32 @@
 A row is a dict of an experiment's dotted fields, ready to be the grid of a sweep. The ladder
 follows one depth/width rule, so that a curve over it compares sizes and nothing else; an isoFLOP
 group spreads the tokens per parameter around the expected optimum (arXiv 2203.15556, approach 2).
+`IsoFlops` is such a plan as a value, which can be planned anew for another budget.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gptjax.errors import BadInput
 from gptjax.models.config import DecoderConfig
+from gptjax.scaling.checks import check_count, check_number
 from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.scaling.rates import Chosen, Rates, Tuned
+
+__all__ = [
+    "IsoFlops",
+    "Rates",
+    "ShapeRule",
+    "Tuned",
+    "compute_optimal_rows",
+    "isoflop_rows",
+    "ladder",
+    "run_row",
+    "shape_row",
+    "split_budget",
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,12 @@ class ShapeRule:
     aspect: float = 64.0  # d_model / num_layers
     head_size: int = 64
     layers: int = 0  # above 0: this many at every width
+
+    def validate(self) -> None:
+        """BadInput for a rule that makes no shapes."""
+        check_number("rule.aspect", self.aspect)
+        check_count("rule.head_size", self.head_size)
+        check_count("rule.layers", self.layers, 0)
 
     def shape(self, model: DecoderConfig, width: int) -> DecoderConfig:
         """The model at another width, with the layers and heads that belong to it."""
@@ -47,12 +70,16 @@ def ladder(
 
     BadInput when the rule has fewer different shapes between the two sizes (in parameters).
     """
-    if rule.head_size < 1 or not rule.aspect > 0:
-        raise BadInput(f"{rule} makes no shapes: give a head size and an aspect above 0")
-    if not 0 < smallest < largest < 1e15 or count < 2:
+    if not isinstance(model, DecoderConfig) or not isinstance(rule, ShapeRule):
+        raise BadInput(f"a ladder is of a DecoderConfig by a ShapeRule, not {model!r} by {rule!r}")
+    rule.validate()
+    check_number("the ladder's smallest size", smallest)
+    check_number("the ladder's largest size", largest)
+    check_count("the number of shapes in a ladder", count, 2)
+    if not smallest < largest < 1e15:
         raise BadInput(
-            f"a ladder of {count} shapes from {smallest:g} to {largest:g} parameters: give two or "
-            "more, the smallest first"
+            f"a ladder of {count} shapes from {smallest:g} to {largest:g} parameters: give the "
+            "smallest first, and sizes below 1e15"
         )
     shapes = {}
     width = rule.head_size
@@ -78,39 +105,6 @@ def ladder(
     return [shapes[size] for size in sorted(chosen)]
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Learning rate and batch by rule.
-
-    lr = lr * (width / reference_width) ** lr_exponent: -1 is the rule of muP for Adam's hidden
-    matrices (arXiv 2203.03466, table 3), about -0.5 what tuning of standard parametrisations often
-    finds, 0 what muP itself or Muon want. A batch holds batch_tokens * (parameters /
-    reference_parameters) ** batch_exponent tokens, as a power of two of sequences; critical batch
-    sizes grow with about the root of the tokens (arXiv 2505.13738), and tokens with parameters.
-    """
-
-    lr: float
-    reference_width: int
-    lr_exponent: float = 0.0
-    batch_tokens: float = 4096
-    reference_parameters: float = 1e5
-    batch_exponent: float = 0.5
-    smallest_batch: int = 1  # sequences
-    largest_batch: int = 1 << 20
-
-    def rate(self, shape: DecoderConfig) -> float:
-        """The learning rate of a shape, to three digits."""
-        rate = self.lr * (shape.d_model / self.reference_width) ** self.lr_exponent
-        return float(f"{rate:.3g}")
-
-    def batch(self, shape: DecoderConfig, length: int) -> int:
-        """Sequences of `length` tokens in a batch."""
-        ratio = count_parameters(shape).total / self.reference_parameters
-        sequences = self.batch_tokens * ratio**self.batch_exponent / length
-        nearest = 2 ** round(math.log2(max(sequences, 1.0)))
-        return min(max(nearest, self.smallest_batch), self.largest_batch)
-
-
 def shape_row(model: DecoderConfig, shape: DecoderConfig) -> dict[str, object]:
     """The fields in which a shape differs from the model it was made of."""
     return {
@@ -121,9 +115,11 @@ def shape_row(model: DecoderConfig, shape: DecoderConfig) -> dict[str, object]:
 
 
 def run_row(
-    model: DecoderConfig, shape: DecoderConfig, tokens: float, length: int, rates: Rates
+    model: DecoderConfig, shape: DecoderConfig, tokens: float, length: int, rates: Chosen
 ) -> dict[str, object]:
     """One run of a shape: its fields, its rate, its batch, and whole steps of tokens."""
+    _check_shapes([shape], length, rates, 1.0)
+    check_number("tokens", tokens)
     batch = rates.batch(shape, length)
     return {
         **shape_row(model, shape),
@@ -137,12 +133,12 @@ def run_row(
 
 def isoflop_rows(
     model: DecoderConfig,
-    shapes: list[DecoderConfig],
-    budgets: list[float],
+    shapes: Sequence[DecoderConfig],
+    budgets: Sequence[float],
     *,
     per_budget: int,
     length: int,
-    rates: Rates,
+    rates: Chosen,
     tokens_per_parameter: float = 20.0,
     spread: float = 8.0,
 ) -> list[dict[str, object]]:
@@ -150,8 +146,15 @@ def isoflop_rows(
 
     The tokens per parameter of a budget's runs lie from `tokens_per_parameter` / spread to times
     spread, as near as the ladder's shapes come; a row's `group` is its budget. BadInput when the
-    ladder has too few shapes.
+    ladder has too few shapes, when a budget does not pay for one step, and for every argument that
+    makes no plan.
     """
+    _check_shapes(shapes, length, rates, tokens_per_parameter)
+    check_number("spread", spread)
+    if spread < 1:
+        raise BadInput(f"spread is {spread}; give 1 (no spread) or more")
+    check_count("per_budget", per_budget)
+    check_budgets(budgets)
     if per_budget > len(shapes):
         raise BadInput(f"{per_budget} shapes for each budget, and the ladder has {len(shapes)}")
     rows = []
@@ -168,11 +171,52 @@ def isoflop_rows(
             chosen.append(min(free, key=lambda i: abs(math.log(ratios[i] / wanted))))
         for i in sorted(chosen):
             shape = shapes[i]
-            tokens = budget / count_flops(shape, length).training
+            per_token = count_flops(shape, length).training
+            tokens = budget / per_token
             row = run_row(model, shape, tokens, length, rates)
-            label = f"C{budget:.2g}_L{shape.num_layers}_d{shape.d_model}".replace("+", "")
+            step = row["data.batch_size"] * length
+            if tokens < step:
+                raise BadInput(
+                    f"a budget of {budget:.3g} FLOPs is less than one step of width "
+                    f"{shape.d_model}: give {per_token * step:.3g} or more"
+                )
+            label = f"{_budget_label(budget)}_L{shape.num_layers}_d{shape.d_model}"
             rows.append({"name": label, "group": f"{budget:.3g}", **row})
     return rows
+
+
+def _budget_label(budget: float) -> str:
+    return f"C{budget:.2g}".replace("+", "")
+
+
+def check_budgets(budgets: Sequence[float]) -> None:
+    """BadInput for budgets that are no FLOPs, or would carry the same name."""
+    if isinstance(budgets, str | bytes) or not isinstance(budgets, Sequence) or not budgets:
+        raise BadInput(f"budgets is {budgets!r}; give a list of FLOPs")
+    names: dict[str, float] = {}
+    for budget in budgets:
+        check_number("a budget in FLOPs", budget)
+        name = _budget_label(budget)
+        if name in names:
+            raise BadInput(
+                f"budgets {names[name]!r} and {budget!r} both print as {name}: give budgets that "
+                "differ in their first two digits"
+            )
+        names[name] = budget
+
+
+def _check_shapes(shapes, length, rates, tokens_per_parameter) -> None:
+    if not shapes or not all(isinstance(shape, DecoderConfig) for shape in shapes):
+        raise BadInput(f"shapes is {shapes!r}; give DecoderConfigs, such as ladder() makes")
+    check_count("length", length)
+    check_number("tokens_per_parameter", tokens_per_parameter)
+    _check_rates(rates)
+
+
+def _check_rates(rates) -> None:
+    if not all(hasattr(rates, name) for name in ("rate", "batch", "validate")):
+        raise BadInput(f"rates is {rates!r}; give Rates or Tuned")
+    rates.validate()
 
 
 def compute_optimal_rows(
@@ -180,10 +224,11 @@ def compute_optimal_rows(
     shapes: list[DecoderConfig],
     *,
     length: int,
-    rates: Rates,
+    rates: Chosen,
     tokens_per_parameter: float = 20.0,
 ) -> list[dict[str, object]]:
     """Every shape on its compute-optimal number of tokens."""
+    _check_shapes(shapes, length, rates, tokens_per_parameter)
     rows = []
     for shape in shapes:
         tokens = tokens_per_parameter * count_parameters(shape).total
@@ -194,5 +239,66 @@ def compute_optimal_rows(
 
 def split_budget(total: float, count: int, per_budget: int, factor: float = 2.0) -> list[float]:
     """`count` budgets a factor apart, of `per_budget` runs each, that take `total` FLOPs."""
+    check_number("the total in FLOPs", total)
+    check_number("factor", factor)
+    check_count("the number of budgets", count)
+    check_count("per_budget", per_budget)
     first = total / (per_budget * sum(factor**i for i in range(count)))
     return [first * factor**i for i in range(count)]
+
+
+@dataclass(frozen=True)
+class IsoFlops:
+    """IsoFLOP groups over a ladder, as a value: its rows, and the same plan on other budgets."""
+
+    rule: ShapeRule
+    smallest: float  # parameters of the ladder's first shape
+    largest: float
+    shapes: int
+    budgets: Sequence[float]  # FLOPs of every run of a group, a group each
+    per_budget: int
+    length: int
+    rates: Chosen
+    tokens_per_parameter: float = 20.0
+    spread: float = 8.0
+
+    @property
+    def total(self) -> float:
+        """FLOPs of all runs, had none a trunk in common with another."""
+        return self.per_budget * sum(self.budgets)
+
+    def ladder(self, model: DecoderConfig) -> list[DecoderConfig]:
+        """The real shapes, ascending."""
+        return ladder(model, self.rule, self.smallest, self.largest, self.shapes)
+
+    def rows(self, model: DecoderConfig) -> list[dict[str, object]]:
+        """A row for every run, as `isoflop_rows` gives them; BadInput for what makes no plan."""
+        check_count("length", self.length)
+        return isoflop_rows(
+            model,
+            self.ladder(model),
+            self.budgets,
+            per_budget=self.per_budget,
+            length=self.length,
+            rates=self.rates,
+            tokens_per_parameter=self.tokens_per_parameter,
+            spread=self.spread,
+        )
+
+    def scaled(self, total: float) -> "IsoFlops":
+        """The same plan with budgets in the same proportions, rounded to two digits."""
+        check_number("the total in FLOPs", total)
+        check_budgets(self.budgets)
+        factor = total / self.total
+        budgets = tuple(float(f"{budget * factor:.2g}") for budget in self.budgets)
+        return dataclasses.replace(self, budgets=budgets)
+
+    def most(self, model: DecoderConfig) -> float:
+        """The total FLOPs beyond which the ladder is too short.
+
+        There even the largest shape sees more tokens than the spread asks for, and the group of
+        the largest budget no longer surrounds its optimum.
+        """
+        shape = self.ladder(model)[-1]
+        tokens = self.tokens_per_parameter * self.spread * count_parameters(shape).total
+        return self.total * tokens * count_flops(shape, self.length).training / max(self.budgets)

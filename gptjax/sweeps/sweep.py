@@ -13,7 +13,9 @@ from typing import Literal
 from gptjax.errors import BadInput, check_types
 from gptjax.experiment import MAY_DIFFER, Experiment, flatten
 from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.scaling.planner import IsoFlops
 from gptjax.sweeps.grid import Grid, override
+from gptjax.sweeps.grid import rows as rows_of
 
 LABEL = re.compile(r"[\w.+=-]{1,80}")
 FACTS = ("name", "group")  # what a row may say of a point beside its fields
@@ -81,7 +83,8 @@ class Point:
 class Sweep:
     """Many runs and what is made of them.
 
-    A row of the grid may also hold `name` (a label for the point) and `group`.
+    A row of the grid may also hold `name` (a label for the point) and `group`. A `design` is what
+    the grid was made by, `rows(*design.rows(base.model))`, so that it can be planned anew.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Sweep:
     together: int = 1  # points of one program that a worker trains as one population
     share_trunks: bool = False  # runs that differ in length alone share their beginning
     plan_only: bool = False  # a plan with its cost, too large for this code to start it unasked
+    design: IsoFlops | None = None  # what the grid follows from
 
     @functools.cached_property
     def points(self) -> tuple[Point, ...]:
@@ -127,6 +131,12 @@ class Sweep:
         """Training FLOPs of all points."""
         return sum(point.flops for point in self.points)
 
+    def planned(self, base: Experiment | None = None, design: IsoFlops | None = None) -> "Sweep":
+        """The sweep of another base or by another design; its grid follows from the design."""
+        base, design = base or self.base, design or self.design
+        grid = self.grid if design is None else rows_of(*design.rows(base.model))
+        return dataclasses.replace(self, base=base, grid=grid, design=design)
+
     def validate(self) -> None:
         """One clear line for a sweep that cannot be; nothing is computed before."""
         for name, kind in (("base", Experiment), ("grid", Grid), ("analysis", Analysis)):
@@ -138,12 +148,23 @@ class Sweep:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise BadInput(f"{name} of sweep {self.name} is {value!r}; give 1 or more")
+        if self.design is not None:
+            self._check_design()
         self.analysis.validate()
         _ = self.points  # each is checked as it is made
         if self.budget and not self.flops <= self.budget * 1.001:
             raise BadInput(
                 f"sweep {self.name} takes {self.flops:.3g} FLOPs, more than its budget of "
                 f"{self.budget:.3g}"
+            )
+
+    def _check_design(self) -> None:
+        if not isinstance(self.design, IsoFlops):
+            raise BadInput(f"design of sweep {self.name} is {self.design!r}, no IsoFlops")
+        if [dict(row) for row in self.grid] != self.design.rows(self.base.model):
+            raise BadInput(
+                f"the grid of sweep {self.name} is not what its design makes of its base; give "
+                "grid=rows(*design.rows(base.model)), or no design"
             )
 
 
