@@ -6,6 +6,7 @@ activations are those that the traced backward pass really keeps, with their lay
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import jax
@@ -13,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.data.check import check as check_data
+from gptjax.data.config import cache_root
+from gptjax.data.prepare import training_tokens
 from gptjax.experiment import Experiment, flatten
+from gptjax.memory import Need, device_memory, verdict
 from gptjax.models.decoder import param_axes
 from gptjax.parallel import DEFAULT_RULES
-from gptjax.parallel.mesh import AXES, abstract_mesh, check_mesh, make_mesh
+from gptjax.parallel.mesh import AXES, REST, abstract_mesh, check_mesh, make_mesh
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
+from gptjax.training.config import warmup_length
 from gptjax.training.loop import to_mesh
 from gptjax.training.metrics import clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer, path_name
@@ -25,12 +30,17 @@ from gptjax.training.state import abstract_params, init_state, param_specs
 from gptjax.training.step import loss_sums, make_train_step
 
 MEASURED_STEPS = 3
+REPEATS = 4  # epochs that are worth about as much as new text (arXiv 2305.16264)
 CPU_LIMIT = 5e11  # FLOPs of a step beyond which a CPU is not asked for three of them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes are per device; `seconds` is None where three steps could not be measured."""
+    """Bytes are per device; `seconds` is None where three steps could not be measured.
+
+    `device_bytes` is what one device here has, where it is known; `corpus_tokens` those of an
+    epoch and whether they have been counted.
+    """
 
     experiment: Experiment
     mesh_shape: dict[str, int]
@@ -41,9 +51,16 @@ class Plan:
     param_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    device_bytes: int | None
+    corpus_tokens: tuple[int, bool] | None
     layouts: list[tuple[str, tuple[int, ...], tuple, str, int]]
     seconds: float | None
     not_measured: str
+
+    @property
+    def need(self) -> Need:
+        """What one device must hold; gradients are as large as the parameters."""
+        return Need(2 * self.param_bytes + self.optimizer_bytes, self.activation_bytes)
 
 
 def _bytes(leaf, mesh) -> int:
@@ -56,6 +73,18 @@ def _bytes(leaf, mesh) -> int:
 
 def _tree_bytes(tree, mesh) -> int:
     return sum(_bytes(leaf, mesh) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_beside(params, kept, mesh) -> int:
+    """Bytes of what is kept on one device, without the parameters that are among it."""
+    there = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
+    total = 0
+    for leaf in jax.tree.leaves(kept):
+        if there[leaf.shape, leaf.dtype]:
+            there[leaf.shape, leaf.dtype] -= 1
+        else:
+            total += _bytes(leaf, mesh)
+    return total
 
 
 def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
@@ -100,7 +129,9 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
         kernel=kernel_of(experiment),
         param_bytes=_tree_bytes(params, mesh),
         optimizer_bytes=_tree_bytes(opt_state, mesh),
-        activation_bytes=max(_tree_bytes(kept, mesh) - _tree_bytes(params, mesh), 0),
+        activation_bytes=_bytes_beside(params, kept, mesh),
+        device_bytes=device_memory(),
+        corpus_tokens=training_tokens(experiment.data),
         layouts=layouts,
         seconds=seconds,
         not_measured=why_not,
@@ -185,6 +216,67 @@ def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None,
     return sorted(times[1:])[MEASURED_STEPS // 2], ""
 
 
+def settled(plan: Plan) -> dict[str, str]:
+    """What stands behind fields whose value means that it follows from others, by dotted name."""
+    e, shape = plan.experiment, plan.mesh_shape
+    follows = {
+        "model.num_kv_heads": (0, e.model.kv_heads),
+        "model.head_dim": (0, e.model.head_size),
+        "model.d_ff": (0, e.model.ff_size),
+        "model.attention.kernel": ("auto", plan.kernel),
+        "data.cache_dir": ("", cache_root(e.data)),
+        "train.tokens": (0, e.tokens),
+        "train.steps": (0, e.steps),
+        "train.eval_every": (0, e.every("eval")),
+        "train.checkpoint_every": (0, e.every("checkpoint")),
+        "optim.warmup_steps": (0, warmup_length(e.optim, e.steps)),
+        "mesh.data": (REST, shape["data"]),
+    }
+    if e.model.parametrization == "mup":
+        follows["model.attention.base_head_dim"] = (0, e.model.head_size)
+    if e.optim.name == "muon":
+        follows["optim.vector_lr"] = (0, e.optim.lr)
+    means = {
+        "model.attention.base_head_dim": (0, "of muP alone"),
+        "optim.vector_lr": (0, "of Muon alone"),
+        "data.max_bytes": (0, "all of the corpus"),
+        "data.epochs": (0, "as many as the run needs"),
+        "data.workers": (0, "none reads ahead"),
+        "train.keep_checkpoints": (0, "all"),
+        "train.sample_prompt": ("", "the start of a document"),
+        "train.sample_tokens": (0, "no sample"),
+        "train.sample_top_k": (0, "all"),
+        "optim.clip_norm": (0, "no clipping"),
+        "objective.chunk_tokens": (0, "as many as 128 MB of logits hold"),
+    }
+    values = flatten(e.to_json())
+    said = {n: f"{mark!r}: {text}" for n, (mark, text) in means.items() if values[n] == mark}
+    said |= {n: f"{text} (derived)" for n, (mark, text) in follows.items() if values[n] == mark}
+    if e.train.steps and e.train.tokens:
+        said["train.tokens"] = f"{e.tokens} (by train.steps, in the place of {e.train.tokens})"
+    if e.data.tokenizer in ("bytes", "symbols"):
+        ids = 257 if e.data.tokenizer == "bytes" else e.data.facts.vocab_size
+        said["data.vocab_size"] = f"{ids} (derived)"
+    return said
+
+
+def epochs_line(plan: Plan) -> str:
+    """How often the run reads its corpus, in words."""
+    e = plan.experiment
+    if plan.corpus_tokens is None:
+        return f"corpus {e.data.corpus}: how large it is shows once it is fetched and prepared"
+    size, counted = plan.corpus_tokens
+    epochs = e.tokens / max(size, 1)
+    about = "" if counted else "about "
+    line = (
+        f"corpus {e.data.corpus}: {about}{short(size)} training tokens"
+        f"{'' if counted else ', estimated'}; the run reads {about}{epochs:.3g} epochs of them"
+    )
+    if epochs > REPEATS:
+        line += f" (beyond {REPEATS} a repeated token is worth less than a new one)"
+    return line
+
+
 def show(plan: Plan) -> None:
     """Print the plan."""
     from rich import box
@@ -205,8 +297,10 @@ def show(plan: Plan) -> None:
     config = Table(title=f"{e.name}: config", title_justify="left", box=None, pad_edge=False)
     for _ in range(2):
         config.add_column(overflow="fold")
+    said = settled(plan)
     for name, value in flatten(e.to_json()).items():
-        config.add_row(name, str(value))
+        if not name.startswith("data.facts.") or e.data.corpus == "zipf_facts":
+            config.add_row(name, said.get(name, str(value)))
     console.print(config)
 
     groups = table("\nparameters", "group", "count", "share")
@@ -228,6 +322,8 @@ def show(plan: Plan) -> None:
         f"{100 * (rule / f.training - 1):+.1f}%); attention kernel here: {plan.kernel}"
     )
 
+    console.print(epochs_line(plan))
+
     where = table(
         "\nparameters on the mesh", "parameter", "shape", "axes", "layout", "bytes/device"
     )
@@ -237,16 +333,17 @@ def show(plan: Plan) -> None:
         where.add_row(name, dims, names, spec, short(size, "B"))
     console.print(where)
     mesh = " x ".join(f"{axis}={n}" for axis, n in plan.mesh_shape.items())
-    console.print(f"mesh: {mesh} ({plan.devices_here} device(s) here)")
-    gradient = plan.param_bytes
+    console.print(f"mesh: {mesh} ({plan.devices_here} device{'s' * (plan.devices_here > 1)} here)")
     memory = table("memory per device", "what", "bytes")
     memory.add_row("parameters", short(plan.param_bytes, "B"))
-    memory.add_row("gradients", short(gradient, "B"))
+    memory.add_row("gradients", short(plan.param_bytes, "B"))
     memory.add_row("optimizer", short(plan.optimizer_bytes, "B"))
     memory.add_row("kept for the backward pass", short(plan.activation_bytes, "B"))
-    total = plan.param_bytes + gradient + plan.optimizer_bytes + plan.activation_bytes
-    memory.add_row("sum", short(total, "B"))
+    memory.add_row("sum", short(plan.need.total, "B"))
     console.print(memory)
+    here = math.prod(plan.mesh_shape.values()) <= plan.devices_here
+    for line in verdict(e, plan.need, plan.mesh_shape, here, plan.device_bytes):
+        console.print(line)
     if plan.seconds is None:
         console.print(f"expected time: not measured ({plan.not_measured})")
         return

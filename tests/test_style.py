@@ -28,6 +28,7 @@ TOP = {
     "population",
     "run_folder",
     "plan",
+    "memory",
     "registry",
     "command_line",
     "experiment",

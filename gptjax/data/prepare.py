@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.data import loader, shards
-from gptjax.data.cache import Report, key_of, prepared
+from gptjax.data.cache import Report, key_of, prepared, read_record
 from gptjax.data.config import DataConfig, cache_root
 from gptjax.data.corpora import DocumentStore, make_corpus
 from gptjax.data.splits import Split, split_documents
@@ -22,6 +22,8 @@ from gptjax.errors import BadInput
 
 TOKENIZER_FORMAT = 1  # raise it when the training of tokenizers changes
 TOKENIZER_SAMPLE_BYTES = 20_000_000
+# Rough: pycode has 2.7 bytes a GPT-2 token, English prose 4 to 4.5; a symbol of facts is 2 bytes.
+BYTES_PER_TOKEN = {"bytes": 1.0, "symbols": 2.0, "bpe": 3.0, "unigram": 3.0}
 
 
 class Dataset:
@@ -114,15 +116,11 @@ def prepare(config: DataConfig, report: Report | None = None) -> Dataset:
                 "bits per byte are those of the text as it normalises it"
             )
     store = make_corpus(config, report).prepare()
-    chosen = {
-        "corpus": store.record["sha256"],
-        "validation_fraction": config.validation_fraction,
-        "max_bytes": config.max_bytes,
-    }
+    chosen = _chosen(config, store.record)
     parts = _Parts(config, store, report)
     tokenizer = brought or parts.tokenizer(chosen)
     truncate = config.sequence_length if config.long_documents == "truncate" else 0
-    key = key_of([shards.FORMAT, chosen, tokenizer.kind, tokenizer.sha256, truncate])
+    key = _tokens_key(config, chosen, tokenizer.kind, tokenizer.sha256)
     folder = cache_root(config) / "tokens" / key
     tokens = prepared(
         folder,
@@ -145,6 +143,73 @@ def prepare(config: DataConfig, report: Report | None = None) -> Dataset:
         **tokens,
     }
     return Dataset(config, tokenizer, folder, manifest)
+
+
+def training_tokens(config: DataConfig) -> tuple[int, bool] | None:
+    """(tokens in an epoch over the training split, whether they have been counted).
+
+    Looks at the cache and at the sizes of files alone. What has not been tokenised is estimated
+    by `BYTES_PER_TOKEN`; None where a corpus tells nothing before it is fetched.
+    """
+    corpus = make_corpus(config, lambda line: None)
+    record = _known(corpus.folder)
+    if record is not None:
+        found = _counted(config, record)
+        if found is not None:
+            return found, True
+    size = record["bytes"] if record else corpus.expected_bytes()
+    if size is None:
+        return None
+    size = size * (1 - config.validation_fraction)
+    if config.max_bytes:
+        size = min(size, config.max_bytes)
+    return int(size / BYTES_PER_TOKEN[config.tokenizer]), False
+
+
+def _counted(config: DataConfig, corpus: dict) -> int | None:
+    """Tokens of a training split that stands in the cache."""
+    chosen = _chosen(config, corpus)
+    if config.tokenizer_file:
+        kind = config.tokenizer
+        sha256 = read_sentencepiece(config.tokenizer_file, kind).sha256
+    elif config.tokenizer in ("bytes", "symbols"):
+        plain = {"bytes": ByteTokenizer, "symbols": lambda: SymbolTokenizer(config.facts.symbols)}
+        made = plain[config.tokenizer]()
+        kind, sha256 = made.kind, made.sha256
+    else:
+        trained = _known(_tokenizer_folder(config, chosen))
+        if trained is None:
+            return None
+        kind, sha256 = config.tokenizer, trained["sha256"]
+    tokens = _known(cache_root(config) / "tokens" / _tokens_key(config, chosen, kind, sha256))
+    return tokens and tokens["train"]["tokens"]
+
+
+def _known(folder: Path) -> dict | None:
+    try:
+        return read_record(folder, "size")
+    except BadInput:  # damaged: it will be made again
+        return None
+
+
+def _chosen(config: DataConfig, corpus: dict) -> dict:
+    """Which documents stand in which split, as the keys of the cache name it."""
+    return {
+        "corpus": corpus["sha256"],
+        "validation_fraction": config.validation_fraction,
+        "max_bytes": config.max_bytes,
+    }
+
+
+def _tokenizer_folder(config: DataConfig, chosen: dict) -> Path:
+    settings = [config.tokenizer, config.vocab_size, TOKENIZER_SAMPLE_BYTES]
+    key = key_of([TOKENIZER_FORMAT, chosen, settings])
+    return cache_root(config) / "tokenizers" / f"{config.tokenizer}-{key}"
+
+
+def _tokens_key(config: DataConfig, chosen: dict, kind: str, sha256: str) -> str:
+    truncate = config.sequence_length if config.long_documents == "truncate" else 0
+    return key_of([shards.FORMAT, chosen, kind, sha256, truncate])
 
 
 class _Parts:
@@ -172,9 +237,7 @@ class _Parts:
             return ByteTokenizer()
         if config.tokenizer == "symbols":
             return SymbolTokenizer(config.facts.symbols)
-        settings = [config.tokenizer, config.vocab_size, TOKENIZER_SAMPLE_BYTES]
-        key = key_of([TOKENIZER_FORMAT, chosen, settings])
-        folder = cache_root(config) / "tokenizers" / f"{config.tokenizer}-{key}"
+        folder = _tokenizer_folder(config, chosen)
         prepared(folder, self._train_tokenizer, self.report)
         return load_tokenizer(folder)
 

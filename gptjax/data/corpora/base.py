@@ -49,6 +49,10 @@ class Corpus(abc.ABC):
     def prepare(self) -> "DocumentStore":
         """The documents in the cache, written there if they are not."""
 
+    def expected_bytes(self) -> int | None:
+        """About how much text it will be, known without reading it; None where it is not."""
+        return None
+
 
 class TextCorpus(Corpus):
     """A corpus that is read document by document and written as a TFDS set of that name."""

@@ -8,6 +8,8 @@ from gptjax.data.config import DataConfig
 from gptjax.data.corpora.base import TextCorpus
 from gptjax.data.text_files import find_files, read_documents
 
+UNPACKED = 3  # text is about so many times its compressed size
+
 
 class Files(TextCorpus):
     """Whole .txt files and JSON lines that match the globs of `data.files`."""
@@ -28,6 +30,12 @@ class Files(TextCorpus):
     def documents(self) -> Iterator[tuple[str, str]]:
         for path in self.paths:
             yield from read_documents(path, self.config.text_key)
+
+    def expected_bytes(self) -> int:
+        return sum(
+            path.stat().st_size * (UNPACKED if path.suffix in (".gz", ".zst") else 1)
+            for path in self.paths
+        )
 
     def announce(self) -> str:
         total = sum(path.stat().st_size for path in self.paths)

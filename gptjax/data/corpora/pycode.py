@@ -64,9 +64,12 @@ class PyCode(TextCorpus):
             except (UnicodeDecodeError, OSError):
                 continue  # test data of the packages hold such files on purpose
 
+    def expected_bytes(self) -> int:
+        return sum(size for _, _, size, _ in self.files)
+
     def announce(self) -> str:
-        total = sum(size for _, _, size, _ in self.files)
-        return f"preparing pycode: {len(self.files):,} files, {total / 1e6:,.1f} MB"
+        megabytes = self.expected_bytes() / 1e6
+        return f"preparing pycode: {len(self.files):,} files, {megabytes:,.1f} MB"
 
     def details(self) -> dict:
         import platform

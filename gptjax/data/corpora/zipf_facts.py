@@ -34,6 +34,9 @@ class ZipfCorpus(TextCorpus):
             # The first separator is written where the documents are joined.
             yield f"facts_{number}", tokenizer.decode(ids.reshape(-1)[1:])
 
+    def expected_bytes(self) -> int:
+        return 2 * self.config.facts.count * self.config.facts.length
+
     def details(self) -> dict:
         facts = self.config.facts
         exact = entropy(facts)
