@@ -87,3 +87,9 @@ def margins(values: Sequence[float], share: float = 0.06) -> tuple[float, float]
     low, high = np.log(values.min()), np.log(values.max())
     pad = max((high - low) * share, 0.02)
     return float(np.exp(low - pad)), float(np.exp(high + pad))
+
+
+def short_power(value: float) -> str:
+    """3e11 for 3.0e+11."""
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"

@@ -1,11 +1,12 @@
 """Figures as PNG: loss against tokens, compute and time of one run, and any `Chart`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gptjax.scaling.chart import GREY, Chart, Series, Surface
+from gptjax.scaling.chart import GREY, INK, Chart, Series, Surface
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -20,11 +21,12 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-AXES = (("tokens", "tokens"), ("flops", "training FLOPs (ledger)"), ("seconds", "seconds"))
+AXES = (("tokens", "training tokens"), ("flops", "training FLOPs"), ("seconds", "time"))
+SMOOTH = 0.05  # the trailing mean takes this share of the steps so far: evenly on a log axis
 
 
 def plot_curves(metrics: Path, out: Path, title: str = "") -> None:
-    """Write loss against tokens, ledger FLOPs and seconds as one PNG."""
+    """Write loss against tokens, the ledger's FLOPs and time as one PNG."""
     from matplotlib.figure import Figure
 
     rows = read_rows(Path(metrics))
@@ -32,44 +34,57 @@ def plot_curves(metrics: Path, out: Path, title: str = "") -> None:
     held_out = [row for row in rows if "validation_loss" in row]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = figure.subplots(1, len(AXES), sharey=True)
+    unit, in_unit = _time_unit(max((row["seconds"] for row in rows), default=0.0))
     for panel, (column, label) in zip(panels, AXES, strict=True):
+        scale, label = (in_unit, unit) if column == "seconds" else (1.0, label)
         panel.plot(
-            [row[column] for row in train],
-            _smooth([row["loss"] for row in train]),
+            [row[column] / scale for row in train],
+            trailing_mean([row["loss"] for row in train], SMOOTH),
             color="#7a9cc6",
             linewidth=1,
-            label="training (running mean)",
+            label=f"training (mean of the last {100 * SMOOTH:.0f}%)",
         )
-        panel.plot(
-            [row[column] for row in held_out],
-            [row["validation_loss"] for row in held_out],
-            "o-",
-            color="#c0392b",
-            markersize=3.5,
-            linewidth=1.2,
-            label="validation",
-        )
+        if held_out:
+            panel.plot(
+                [row[column] / scale for row in held_out],
+                [row["validation_loss"] for row in held_out],
+                "o-",
+                color="#c0392b",
+                markersize=3.5,
+                linewidth=1.2,
+                label="validation",
+            )
         panel.set_xlabel(label)
         if rows:  # an axis without values has no logarithm
+            if column != "seconds":
+                panel.set_xscale("log")
+                log_ticks(panel.xaxis, most=6)
             panel.set_yscale("log")
-            panel.set_xscale("linear" if column == "seconds" else "log")
-        panel.grid(True, which="both", alpha=0.2)
-    panels[0].set_ylabel("nats per token")
+            log_ticks(panel.yaxis)
+        panel.grid(True, alpha=0.25)
+    panels[0].set_ylabel("loss (nats per token)")
     panels[0].legend(frameon=False, fontsize=8)
+    figure.align_xlabels(panels)
     figure.suptitle(title, fontsize=11)
     part = Path(out).with_suffix(".part.png")
     figure.savefig(part, dpi=130)
     part.replace(out)
 
 
-def _smooth(values: list[float], share: float = 0.01) -> list[float]:
-    """A trailing mean over 1% of the run, at least one step."""
-    width = max(int(len(values) * share), 1)
-    out, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        out.append(total / min(i + 1, width))
-    return out
+def _time_unit(seconds: float) -> tuple[str, float]:
+    """What to count so long a time in, and its seconds."""
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 3 * size:
+            return unit, size
+    return "seconds", 1.0
+
+
+def trailing_mean(values: Sequence[float], share: float) -> np.ndarray:
+    """The mean at each place over the last `share` of the places so far, at least one."""
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - np.maximum((share * end).astype(int), 1), 0)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return (total[end] - total[begin]) / (end - begin)
 
 
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
@@ -103,16 +118,11 @@ def draw_png(chart: Chart, out: Path) -> None:
     axes.grid(True, which="major", alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if chart.log_y and chart.y_range and chart.y_range[1] < 10 * chart.y_range[0]:
-        _plain_ticks(axes.yaxis)
-    if shown:
-        outside = len(shown) > 6
-        axes.legend(
-            frameon=False,
-            fontsize=8,
-            loc="upper left" if outside else "best",
-            bbox_to_anchor=(1.0, 1.0) if outside else None,
-        )
+    for axis, log in ((axes.xaxis, chart.log_x), (axes.yaxis, chart.log_y)):
+        if log:
+            log_ticks(axis)
+    if shown:  # under the axes: over them it would hide what a reader looks for
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     part = Path(out).with_suffix(".part.png")
     # the version of the library in the file would make equal figures differ
     figure.savefig(part, dpi=150, metadata={"Software": None})
@@ -161,18 +171,69 @@ def _reach(middle, low, high):
 
 
 def _contours(axes, surface: Surface) -> None:
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
     levels = MaxNLocator(14).tick_values(float(surface.z.min()), float(surface.z.max()))
+    filled = axes.contourf(surface.x, surface.y, surface.z, levels, cmap="Blues_r", alpha=0.55)
     drawn = axes.contour(surface.x, surface.y, surface.z, levels, colors=GREY, linewidths=0.8)
-    axes.clabel(drawn, fontsize=7, fmt="%.3g")
+    for text in axes.clabel(drawn, fontsize=8, fmt="%.3g", colors=INK):
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+    axes.figure.colorbar(filled, ax=axes, label=surface.label, pad=0.01, aspect=30)
 
 
-def _plain_ticks(axis) -> None:
-    """Plain numbers on a logarithmic axis of less than a decade."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+# ---------------------------------------------------------------- ticks of logarithmic axes
 
-    axis.set_major_locator(MaxNLocator(7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+# What a decade may be divided by, the coarsest first.
+DIVISIONS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+
+
+def tick_values(low: float, high: float, most: int = 7) -> list[float]:
+    """Round values from `low` to `high`, 3 to `most` of them, for a logarithmic axis.
+
+    Whole decades where there are enough, parts of decades where there are not, and even steps
+    between ends that are so near each other that a logarithm is nearly straight.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for parts in DIVISIONS:
+        found = [part * 10.0**d for d in decades for part in parts]
+        found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(found) >= 3:
+            return found[:: -(-len(found) // most)]
+    even = MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(value) for value in even if low <= value <= high]
+
+
+def tick_texts(values: list[float]) -> list[str]:
+    """20k, 1.5M; powers of ten where letters would say little: beyond 1e10 or below 1e-3."""
+    if not values:
+        return []
+    if max(values) < 1e10 and min(values) >= 1e-3:
+        return [_lettered(value) for value in values]
+    texts = []
+    for value in values:
+        power = int(np.floor(np.log10(value) + 1e-9))
+        factor = f"{value / 10.0**power:.4g}"
+        texts.append(f"$10^{{{power}}}$" if factor == "1" else f"${factor}\\cdot10^{{{power}}}$")
+    return texts
+
+
+def _lettered(value: float) -> str:
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.4g}{letter}"
+    return f"{value:.6g}"
+
+
+def log_ticks(axis, most: int = 7) -> None:
+    """Few and readable ticks on a logarithmic axis of matplotlib, whatever its span."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    values = tick_values(low, high, most)
+    texts = dict(zip(values, tick_texts(values), strict=True))
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: texts.get(value, "")))
     axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.scaling.plots import trailing_mean
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.training.workdir import MetricsLog
@@ -39,19 +40,11 @@ def read_curve(metrics: Path) -> Curve | None:
         np.array([row.get(name, np.nan) for row in rows], dtype=float)
         for name in ("flops", "tokens", "seconds", "step")
     )
-    mean = _trailing_mean(loss)
+    mean = trailing_mean(loss, SMOOTH)
     chosen = np.unique(np.geomspace(1, len(rows), POINTS).round().astype(int)) - 1
     steps = step[-1] - step[0]
     per_step = (seconds[-1] - seconds[0]) / steps if steps > 0 else np.nan
     return Curve(flops[chosen], tokens[chosen], mean[chosen], float(per_step * step[-1]))
-
-
-def _trailing_mean(loss: np.ndarray) -> np.ndarray:
-    """Over the last 2% of the steps so far, at least one."""
-    end = np.arange(1, len(loss) + 1)
-    begin = np.maximum(end - np.maximum((SMOOTH * end).astype(int), 1), 0)
-    total = np.concatenate([[0.0], np.cumsum(loss)])
-    return (total[end] - total[begin]) / (end - begin)
 
 
 def read_curves(folder: SweepFolder) -> dict[str, Curve]:

@@ -14,6 +14,7 @@ from gptjax.scaling.chart import (
     colors_by,
     margins,
     ramp,
+    short_power,
 )
 from gptjax.scaling.laws import Isoflop
 from gptjax.scaling.laws.isoflop import budget_of
@@ -68,11 +69,26 @@ def run_points(runs: Runs, x, y, unit: str, name: str, **style) -> Series:
     return Series(name, list(x), list(y), "points", hover=hover, **style)
 
 
+def every_run(findings: Findings, x: str, y: str, unit: str) -> list[Series]:
+    """Markers of the fitted and of the held-out runs over two of their columns."""
+    kinds = (
+        (findings.fitted, "runs", "circle", ramp(0.35)),
+        (findings.held_out, "runs held out", "diamond", HELD_OUT),
+    )
+    return [
+        run_points(runs, runs.column(x), runs.column(y), unit, label, symbol=symbol, color=color)
+        for runs, label, symbol, color in kinds
+        if len(runs)
+    ]
+
+
 def loss_against_flops(findings: Findings, curves: dict[str, Curve], unit: str) -> Chart:
     """Training curves, final losses, the envelope, and each law along the compute-optimal line."""
     runs, series = findings.runs, []
     order = np.argsort(runs.parameters, kind="stable")
     colors = dict(zip(runs.names, colors_by(runs.parameters), strict=True))
+    ends = [short(size) for size in (runs.parameters.min(), runs.parameters.max())]
+    several = f" (dark: {ends[0]} parameters, light: {ends[1]})" if ends[0] != ends[1] else ""
     for i in order:
         name = runs.names[i]
         if name in curves:
@@ -84,7 +100,7 @@ def loss_against_flops(findings: Findings, curves: dict[str, Curve], unit: str) 
                     color=colors[name],
                     width=1.0,
                     opacity=0.45,
-                    group="training curves (dark: small, light: large)",
+                    group=f"training curves{several}",
                 )
             )
     if findings.envelope is not None:
@@ -104,18 +120,11 @@ def loss_against_flops(findings: Findings, curves: dict[str, Curve], unit: str) 
     for k, law in enumerate(findings.laws):
         for part in law_lines(law, findings, PALETTE[k % len(PALETTE)]):
             series.append(part)
-            lowest = min(lowest, float(np.min(part.y)))
+            # an interval may reach far down: it takes at most a quarter more of the figure
+            bottom = np.min(part.y) if part.low is None else np.min(part.low)
+            lowest = min(lowest, float(max(bottom, 0.88 * np.min(part.y))))
             reach = (reach[0], max(reach[1], max(part.x) * 1.05))
-    for subset, label, symbol, color in (
-        (findings.fitted, "runs", "circle", ramp(0.35)),
-        (findings.held_out, "runs held out", "diamond", HELD_OUT),
-    ):
-        if len(subset):
-            series.append(
-                run_points(
-                    subset, subset.flops, subset.loss, unit, label, symbol=symbol, color=color
-                )
-            )
+    series += every_run(findings, "flops", "loss", unit)
     return Chart(
         name="loss_flops",
         title="Loss against training FLOPs",
@@ -168,7 +177,7 @@ def parabolas(findings: Findings, unit: str) -> Chart:
     minima = sorted(found.minima, key=lambda minimum: minimum.flops)
     for k, minimum in enumerate(minima):
         color = ramp(k / max(len(minima) - 1, 1))
-        label = f"{minimum.flops:.2g} FLOPs"
+        label = f"{short_power(minimum.flops)} FLOPs"
         mine = runs.select(minimum.rows)
         sizes = np.geomspace(*margins(mine.parameters), 60)
         series += [
@@ -240,7 +249,7 @@ def contour(findings: Findings, law: LawResult, unit: str) -> Chart:
         if inside.sum() > 1:
             series.append(
                 Series(
-                    f"{flops:.2g} FLOPs",
+                    f"{short_power(flops)} FLOPs",
                     N[inside],
                     tokens[inside],
                     color=GREY,
@@ -264,17 +273,7 @@ def contour(findings: Findings, law: LawResult, unit: str) -> Chart:
                 width=2.5,
             )
         )
-    for subset, label, symbol, color in (
-        (findings.fitted, "runs", "circle", ramp(0.35)),
-        (findings.held_out, "runs held out", "diamond", HELD_OUT),
-    ):
-        if len(subset):
-            series.append(
-                run_points(
-                    subset, subset.parameters, subset.tokens, unit, label, symbol=symbol,
-                    color=color,
-                )
-            )  # fmt: skip
+    series += every_run(findings, "parameters", "tokens", unit)
     return Chart(
         name="contour",
         title=f"Fitted loss over parameters and tokens ({law.name})",
@@ -386,10 +385,13 @@ def _predicted_curves(law: LawResult, held: Runs, style: dict) -> list[Series]:
         sizes = held.parameters[budgets == budget]
         if len(np.unique(sizes)) < 2:
             continue
-        N = np.geomspace(*margins(sizes), 40)
-        columns = {"N": N, "D": np.exp(law.fit.cost.tokens(np.log(N), budget))}
+        N = np.geomspace(sizes.min(), sizes.max(), 40)
+        # tokens as the runs had them: the fitted cost is not exact, and the line is to meet them
+        order = np.argsort(sizes)
+        logs = np.log(sizes[order]), np.log(held.tokens[budgets == budget][order])
+        columns = {"N": N, "D": np.exp(np.interp(np.log(N), *logs))}
         low, high = law.bootstrap.predict(**columns) if law.bootstrap else (None, None)
-        name = f"{law.name} at {budget:.3g} FLOPs"
+        name = f"{law.name} at {short_power(budget)} FLOPs"
         loss = law.fit.predict(**columns)
         lines.append(Series(name, N, loss, width=1.5, low=low, high=high, **style))
     return lines
