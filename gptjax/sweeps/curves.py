@@ -12,7 +12,7 @@ from gptjax.sweeps.folder import SweepFolder
 from gptjax.training.workdir import MetricsLog
 
 POINTS = 120  # of a thinned curve, evenly in log steps
-SMOOTH = 0.02  # the trailing mean takes this share of the steps so far
+SMOOTH = 0.05  # the trailing mean takes this share of the steps so far
 
 
 @dataclass(frozen=True, eq=False)

@@ -252,10 +252,10 @@ def contour(findings: Findings, law: LawResult, unit: str) -> Chart:
                     f"{short_power(flops)} FLOPs",
                     N[inside],
                     tokens[inside],
-                    color=GREY,
+                    color=INK,
                     width=1.0,
                     dash="dot",
-                    opacity=0.4 + 0.1 * k,
+                    opacity=0.35 + 0.05 * k,
                     group="equal FLOPs",
                 )
             )

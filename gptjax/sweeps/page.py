@@ -15,6 +15,8 @@ from gptjax.training.workdir import storage_errors
 
 FONT = 'system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif'
 
+COUNTED = ("parameters", "training tokens", "bytes of training text")  # labels of such axes
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -164,8 +166,19 @@ def _axis(label: str, log: bool, ends) -> dict:
     axis = {"title": {"text": label}, "type": "log" if log else "linear"}
     if ends is not None:
         axis["range"] = [math.log10(v) if log else float(v) for v in ends]
-        if log and ends[1] < 30 * ends[0]:
-            axis["dtick"], axis["exponentformat"] = "D1" if ends[1] > 3 * ends[0] else None, "none"
+    if not log:
+        return axis
+    narrow = ends is not None and ends[1] < 30 * ends[0]
+    if ends is None or ends[1] < 3e3 * ends[0]:
+        axis["dtick"] = "D2"  # 1, 2 and 5 of each decade
+    if label.startswith("loss"):
+        axis["exponentformat"] = "none"
+    if narrow:
+        axis["exponentformat"] = "none"
+        axis["dtick"] = "D1" if ends[1] > 3 * ends[0] else None
+    if label in COUNTED:
+        axis["tickformat"] = "~s"  # 20k, 1.5M
+        axis["dtick"] = axis.get("dtick") and "D2"
     return axis
 
 
