@@ -100,15 +100,20 @@ def parse(arguments: list[str]) -> Command:
     return Command(**fields, overrides=tuple(overrides))
 
 
-def override(experiment, arguments: tuple[str, ...], show_help: bool = False):
-    """The experiment with dotted fields replaced, typed as they are; BadInput in one line."""
+def override(
+    experiment, arguments: tuple[str, ...], show_help: bool = False, name: str = "", about: str = ""
+):
+    """The experiment with dotted fields replaced, typed as they are; BadInput in one line.
+
+    `name` and `about` head the help, by default with the experiment's own.
+    """
     import tyro
 
     _check_names(experiment, arguments)
     # The name is the registered one, so it is no option.
     fields = dataclasses.fields(experiment)[1:]
     cls = dataclasses.make_dataclass("Fields", [(f.name, f.type) for f in fields], frozen=True)
-    cls.__doc__ = type(experiment).__doc__
+    cls.__doc__ = about or type(experiment).__doc__
     args = [*arguments, "--help"] if show_help else list(arguments)
     complaint = io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -119,7 +124,7 @@ def override(experiment, arguments: tuple[str, ...], show_help: bool = False):
                 cls,
                 default=cls(*(getattr(experiment, f.name) for f in fields)),
                 args=args,
-                prog=f"run.py --exp={experiment.name}",
+                prog=f"run.py --exp={name or experiment.name}",
                 use_underscores=True,
                 config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
             )
@@ -238,6 +243,7 @@ def _meant(argument: str) -> str:
 def run_sweep(sweep, command: Command) -> int:
     """Do what the command says of a sweep, with overrides of its base experiment."""
     from gptjax.sweeps.command import run_command
+    from gptjax.sweeps.sweep import FACTS
 
     if command.fork:
         raise BadInput(
@@ -251,7 +257,13 @@ def run_sweep(sweep, command: Command) -> int:
                 f"--{field} is set by the grid of {sweep.name}, point by point; "
                 f"--only={field.rsplit('.', 1)[-1]}=VALUE chooses among its points"
             )
-    base = override(sweep.base, command.overrides, command.help)
+    about = (
+        f"{sweep.name} is a sweep of {len(sweep.grid)} points. The fields below are those of its "
+        f"base experiment, {sweep.base.name}, which all points begin from. Its grid sets "
+        f"{', '.join(sorted(swept - set(FACTS))) or 'none of them'} point by point: these are not "
+        "to be given here."
+    )
+    base = override(sweep.base, command.overrides, command.help, sweep.name, about)
     sweep = sweep.planned(base)
     sweep.validate()
     use_compilation_cache()

@@ -213,11 +213,24 @@ def test_help(capsys):
     assert "--workdir" in out and "--name" not in out
 
 
+def test_help_of_a_sweep_says_whose_fields_these_are(capsys):
+    assert main(["--exp=sweep_cpu_10min", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--exp=sweep_cpu_10min [-h]" in out and "its base experiment, byte_run" in out
+    assert re.search(r"Its grid sets [\w., ]*model.num_layers, optim.lr, [\w., ]* point by", out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--exp=124m", "--mesh.fsdp=4"], ["124,439,808", "data=2 x fsdp=4", "too large"]),
-        (["--exp=gpt2_1558m", "--mesh.data=2", "--mesh.fsdp=16"], ["1,557,611,200", "32 devices"]),
+        (
+            ["--exp=124m", "--mesh.fsdp=4"],
+            ["124,439,808", "data=2 x fsdp=4", "too large", "memory:"],
+        ),
+        (
+            ["--exp=gpt2_1558m", "--mesh.data=2", "--mesh.fsdp=16"],
+            ["1,557,611,200", "32 devices", "epochs", "on each device: fits"],
+        ),
     ],
 )
 def test_dry_run_of_large_models(capsys, tmp_path, monkeypatch, arguments, words):
