@@ -20,6 +20,7 @@ _WHERE = {
     "fit": "gptjax.runs",
     "fit_population": "gptjax.population",
     "get": "gptjax.registry",
+    "load": "gptjax.trained",
     "names": "gptjax.registry",
     "register": "gptjax.registry",
     "Analysis": "gptjax.sweeps.sweep",

@@ -179,7 +179,7 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
             final = loop.evaluate(state.params)
     sample = ""
     if experiment.train.sample_tokens:
-        sample = _sample(experiment, dataset.tokenizer, state.params, loop.mesh)
+        sample = sample_text(experiment, dataset.tokenizer, state.params, loop.mesh)
     figures = {
         "experiment": experiment.name,
         **final,
@@ -269,7 +269,8 @@ def _report(figures: dict, workdir: Path, seconds: float) -> None:
     )
 
 
-def _sample(experiment: Experiment, tokenizer, params, mesh) -> str:
+def sample_text(experiment: Experiment, tokenizer, params, mesh) -> str:
+    """`train.sample_prompt` and what the model makes of it, with the run's own settings."""
     train = experiment.train
     prompt = np.array([tokenizer.separator_id, *tokenizer.encode(train.sample_prompt)], np.int32)
     tokens = generate(

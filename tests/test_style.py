@@ -28,6 +28,7 @@ TOP = {
     "population",
     "run_folder",
     "plan",
+    "trained",
     "memory",
     "registry",
     "command_line",

@@ -1,0 +1,119 @@
+"""A finished (or stopped) run as something to use: its parameters, its words, its figures."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gptjax.data import DataConfig, Tokenizer, load_tokenizer, prepare
+from gptjax.data.tokenizers import MODEL
+from gptjax.errors import BadInput
+from gptjax.evaluation.perplexity import Perplexity
+from gptjax.experiment import Experiment
+from gptjax.models.config import DecoderConfig
+from gptjax.parallel.mesh import MeshConfig, check_mesh, make_mesh
+from gptjax.run_folder import load_experiment
+from gptjax.runs import sample_text, say
+from gptjax.training.restore import restore_params
+from gptjax.training.state import abstract_params, param_specs
+from gptjax.training.step import make_eval_step
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A run's parameters on a mesh, with the experiment and the tokenizer they belong to.
+
+    `params` are nested dicts of arrays, for `models.decoder.Decoder(config).apply({"params":
+    params}, tokens_BT)`.
+    """
+
+    workdir: Path
+    experiment: Experiment
+    params: Any
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The model's config."""
+        return self.experiment.model
+
+    def generate(
+        self,
+        prompt: str = "",
+        tokens: int = 256,
+        *,
+        temperature: float = 0.7,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> str:
+        """The prompt and what the model makes of it, up to so many tokens or a document's end.
+
+        Temperature 0 takes the likeliest token each time. An empty prompt is the start of a
+        document. BadInput for settings that cannot be.
+        """
+        train = dataclasses.replace(
+            self.experiment.train,
+            sample_prompt=prompt,
+            sample_tokens=tokens,
+            sample_temperature=temperature,
+            sample_top_k=top_k,
+            sample_top_p=top_p,
+            seed=seed,
+        )
+        train.validate()
+        experiment = dataclasses.replace(self.experiment, train=train)
+        return sample_text(experiment, self.tokenizer, self.params, self.mesh)
+
+    def evaluate(self, batches: int = 0, data: DataConfig | None = None) -> dict[str, float]:
+        """validation_loss (nats per token), bits_per_byte, validation_accuracy.
+
+        `batches` of the validation split, 0 for as many as the run took; `data` another corpus,
+        read with the run's own tokenizer. BadInput where the data cannot be prepared.
+        """
+        changes = {} if data is None else {"data": self._in_own_words(data)}
+        experiment = dataclasses.replace(self.experiment, **changes)
+        experiment.validate()
+        check_mesh(MeshConfig(*self.mesh.devices.shape), self.mesh.size, experiment.mesh_refusal)
+        dataset = prepare(experiment.data, report=say)
+        if dataset.tokenizer.sha256 != self.tokenizer.sha256:
+            raise BadInput(
+                f"the corpus now gives another tokenizer than {self.workdir} was trained with: "
+                f"set data.tokenizer_file to {self.workdir / 'tokenizer' / MODEL}"
+            )
+        batches = batches or experiment.train.eval_batches
+        perplexity = Perplexity(make_eval_step(experiment), dataset, batches, self.mesh, {})
+        with jax.set_mesh(self.mesh):
+            return perplexity(self.params)
+
+    def _in_own_words(self, data: DataConfig) -> DataConfig:
+        if self.tokenizer.kind not in ("bpe", "unigram"):
+            return dataclasses.replace(data, tokenizer=self.tokenizer.kind)
+        own = str(self.workdir / "tokenizer" / MODEL)
+        return dataclasses.replace(data, tokenizer=self.tokenizer.kind, tokenizer_file=own)
+
+
+def load(
+    workdir: str | Path, *, step: int | None = None, mesh: MeshConfig | None = None
+) -> Trained:
+    """The run in a folder, of its newest good checkpoint or of `step`, on one device or `mesh`.
+
+    The checkpoint's proofs are verified. BadInput when the folder holds no run, no such step or
+    no good checkpoint, or when the devices do not make the mesh.
+    """
+    workdir = Path(workdir).expanduser().absolute()
+    experiment = load_experiment(workdir)
+    made = make_mesh(mesh or MeshConfig(data=1))
+    like = jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(made, spec)
+        ),
+        abstract_params(experiment.model),
+        param_specs(experiment.model, made),
+    )
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    params = restore_params(workdir / "checkpoints", like, step, report=say)
+    return Trained(workdir, experiment, params, tokenizer, made)
