@@ -7,6 +7,7 @@ lists every field. Whatever is wrong becomes one line and exit code 2.
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 import sys
@@ -39,12 +40,25 @@ options of a sweep (fields set by --part.field=value are those of its base exper
   --launcher KIND  where its workers live: local (default), here, ray or slurm
   --workers N      how many (default: the device decides)
   --retry-failed   try points again that have failed
+  --minutes N      plan it for so many minutes on this machine; steps are measured before, once
+                   a week
+  --budget FLOPS   plan it for so many FLOPs in all, such as 1e14
+  --tune           find learning rates and batches first, by short runs of some sizes
 """
 
-FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed")
-VALUES = ("exp", "workdir", "launcher", "workers")
+FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune")
+VALUES = ("exp", "workdir", "launcher", "workers", "minutes", "budget")
 LISTS = ("only",)
-OF_SWEEPS = ("status", "retry-failed", "launcher", "workers", "only")
+OF_SWEEPS = (
+    "status",
+    "retry-failed",
+    "launcher",
+    "workers",
+    "only",
+    "minutes",
+    "budget",
+    "tune",
+)
 OPTIONS = (*FLAGS, *VALUES, *LISTS)
 
 
@@ -62,6 +76,9 @@ class Command:
     retry_failed: bool = False
     launcher: str = ""
     workers: int = 0
+    minutes: float = 0.0
+    budget: float = 0.0
+    tune: bool = False
     only: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 
@@ -96,8 +113,21 @@ def parse(arguments: list[str]) -> Command:
         if not str(found["workers"]).isdecimal() or not 0 < int(found["workers"]) < 4096:
             raise BadInput(f"--workers={found['workers']} is no number of workers; give 1 or more")
         found["workers"] = int(found["workers"])
+    for name, unit in (("minutes", "minutes"), ("budget", "FLOPs")):
+        if name in found:
+            found[name] = _positive(name, str(found[name]), unit)
     fields = {name.replace("-", "_"): value for name, value in found.items()}
     return Command(**fields, overrides=tuple(overrides))
+
+
+def _positive(name: str, text: str, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise BadInput(f"--{name}={text} is no number of {unit}; give a number above 0")
+    return value
 
 
 def override(

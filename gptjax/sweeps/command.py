@@ -1,14 +1,21 @@
 """What the command line does with a sweep: run, plan, status."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from gptjax.errors import BadInput
-from gptjax.sweeps.sweep import Sweep
+from gptjax.sweeps.sweep import Point, Sweep
 from gptjax.training.metrics import clock, short
 
 
-def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
-    """Print every point with its size and cost, and what they come to."""
+def show_plan(
+    sweep: Sweep, only: tuple[str, ...] = (), launcher: str = "local", workers: int = 0
+) -> None:
+    """Print every point with its size and cost, and what they come to.
+
+    Times are those of the launcher's workers on this machine; a program whose time is not known
+    is measured now.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -17,24 +24,14 @@ def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
 
     chosen = set(matching(sweep.name, {p.name: p for p in sweep.points}, only))
     points = tuple(point for point in sweep.points if point.name in chosen)
-    seconds: dict[str, float | str] = {}
-    if not sweep.plan_only:
-        from gptjax.sweeps.timing import seconds_per_step
-
-        seconds = seconds_per_step(points)
+    times = _Times(sweep, points, launcher, workers)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("point", overflow="fold")
     columns = ("group", "parameters", "tokens", "tokens/param", "steps", "FLOPs", "time", "program")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    total = 0.0
-    unknown: dict[str, str] = {}
     for point in points:
-        e, step = point.experiment, seconds.get(point.program, "a plan only")
-        if isinstance(step, str):
-            unknown[point.program] = step
-        else:
-            total += step * e.steps
+        e = point.experiment
         table.add_row(
             point.name,
             point.group,
@@ -43,7 +40,7 @@ def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
             f"{e.tokens / point.parameters:.3g}",
             str(e.steps),
             short(point.flops),
-            "" if isinstance(step, str) else clock(step * e.steps),
+            times.of(point),
             point.program,
         )
     console = Console(highlight=False, markup=False)
@@ -57,29 +54,136 @@ def show_plan(sweep: Sweep, only: tuple[str, ...] = ()) -> None:
         f"{sweep.name}: {len(points)} points, {programs} compiled programs, "
         f"{short(flops, 'FLOP')}{budget}"
     )
-    if unknown:
-        why = "; ".join(sorted(set(unknown.values())))
-        console.print(f"expected time: not measured for {len(unknown)} programs ({why})")
-    if total:
-        console.print(f"expected time: {clock(total)} of training, one point at a time")
+    for line in times.lines():
+        console.print(line)
+
+
+class _Times:
+    """What is known of the time of a sweep's points."""
+
+    def __init__(self, sweep: Sweep, points: tuple[Point, ...], launcher: str, workers: int):
+        from gptjax.sweeps.schedule import schedule
+        from gptjax.sweeps.timing import find_place, measured
+        from gptjax.sweeps.trunks import find_branches
+
+        self.points = points
+        self.place, self.costs, self.schedule = None, {}, None
+        self.branches = find_branches({p.name: p for p in points}) if sweep.share_trunks else {}
+        self.why_not = "a plan only" if sweep.plan_only else ""
+        if launcher not in ("", "local", "here"):
+            self.why_not = f"{launcher} works on other machines"
+        if self.why_not:
+            return
+        self.place = find_place(launcher, workers, len(points))
+        self.costs = measured(points, self.place)
+        self.schedule = schedule(points, self.costs, self.place.workers, sweep.share_trunks)
+
+    def of(self, point: Point) -> str:
+        """The seconds of a point in a worker that has its program."""
+        cost = self.costs.get(point.program, "")
+        if isinstance(cost, str):
+            return ""
+        branch = self.branches.get(point.name)
+        return clock(cost.seconds(point.experiment, branch.step if branch else 0))
+
+    def lines(self) -> list[str]:
+        """What is said below the table."""
+        found = []
+        if self.branches:
+            saved = sum(
+                p.flops * self.branches[p.name].step / p.experiment.steps
+                for p in self.points
+                if p.name in self.branches
+            )
+            share = saved / sum(p.flops for p in self.points)
+            trunks = len({branch.trunk for branch in self.branches.values()})
+            found.append(
+                f"shared trunks: {len(self.branches)} points branch off {trunks} others, which "
+                f"saves {100 * share:.0f}% of the FLOPs; their time is that of the rest"
+            )
+        unknown: Mapping[str, str] = {k: c for k, c in self.costs.items() if isinstance(c, str)}
+        if self.why_not or unknown:
+            why = self.why_not or "; ".join(sorted(set(unknown.values())))
+            number = len(unknown) or len({p.program for p in self.points})
+            found.append(f"expected time: not measured for {number} programs ({why})")
+        if self.schedule is not None:
+            found += [
+                f"expected wall time: {clock(self.schedule.wall)} with "
+                f"{_workers(self.place.workers)}, from start to report; "
+                f"{clock(self.schedule.alone)} one point at a time",
+                self._source(),
+            ]
+        return found
+
+    def _source(self) -> str:
+        from gptjax.sweeps.timing import KEPT_DAYS, age, store_of
+
+        return (
+            f"measured {_ago(age(self.costs))} on {self.place.label}; measured anew after "
+            f"{KEPT_DAYS:g} days, or without {store_of(self.points[0].experiment)}"
+        )
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return "just now"
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{seconds / 60:.0f} minutes ago"
+
+
+def wish_of(command):
+    """What the options ask a sweep to be planned for."""
+    from gptjax.sweeps.design import Wish
+
+    return Wish(command.minutes, command.budget, command.tune)
+
+
+def _show_wish(sweep: Sweep, command, path: Path) -> None:
+    """--dry-run of a sweep that is planned anew."""
+    from gptjax.sweeps.design import plan_sweep
+
+    wish = wish_of(command)
+    where = {"launcher": command.launcher or "local", "workers": command.workers}
+    plan = plan_sweep(sweep, wish, path, **where)
+    if plan.tuning is not None:
+        print(
+            f"first {wish.tuning.rates} learning rates a factor 2 apart are tuned for each shape "
+            f"and batch on {plan.ratio:g} tokens per parameter; a grid whose best rate stands at "
+            "its edge grows, which comes on top"
+        )
+        show_plan(plan.tuning, **where)
+        print("then, with rates and batches of the rule until they are tuned:")
+    show_plan(plan.sweep, command.only, **where)
 
 
 def run_command(sweep: Sweep, command) -> int:
     """Do what the command line asks of a sweep; the exit code."""
+    from gptjax.sweeps.design import default_folder, read_plan, run_planned
     from gptjax.sweeps.folder import SweepFolder
     from gptjax.sweeps.report import write_report
     from gptjax.sweeps.runner import exit_code, run_sweep
     from gptjax.sweeps.status import show_status
 
-    path = Path(command.workdir or Path("runs") / sweep.name)
+    wish = wish_of(command)
+    path = Path(command.workdir or default_folder(sweep, wish))
+    if command.dry_run and wish.any:
+        _show_wish(sweep, command, path)
+        return 0
     if command.dry_run:
-        show_plan(sweep, command.only)
+        show_plan(sweep, command.only, command.launcher or "local", command.workers)
         return 0
     if command.status:
         folder = SweepFolder.open(path)
         if folder.name != sweep.name:
             raise BadInput(f"{path} holds the sweep {folder.name}, not {sweep.name}")
-        if list(folder.points) != [point.name for point in sweep.points]:
+        planned = read_plan(path) is not None
+        if not planned and list(folder.points) != [point.name for point in sweep.points]:
             print(f"{path} was started with other settings than {sweep.name} has now")
         show_status(folder, folder.select(command.only))
         return 0
@@ -88,14 +192,23 @@ def run_command(sweep: Sweep, command) -> int:
             f"{sweep.name} is a plan of {short(sweep.flops, 'FLOP')}: --dry-run shows it, "
             "--only=POINT runs a part of it"
         )
-    result = run_sweep(
-        sweep,
-        path,
-        launcher=command.launcher or "local",
-        workers=command.workers,
-        only=command.only,
-        retry_failed=command.retry_failed,
-    )
+    saved = read_plan(path)
+    if saved is not None and not wish.any:
+        raise BadInput(
+            f"{path} was planned with {saved['options']}: the same goes on; without it give "
+            "another --workdir"
+        )
+    options = {
+        "launcher": command.launcher or "local",
+        "workers": command.workers,
+        "only": command.only,
+        "retry_failed": command.retry_failed,
+    }
+    if wish.any:
+        asked = {"minutes": wish.minutes, "budget": wish.budget, "tune": wish.tune}
+        result = run_planned(sweep, path, **asked, **options)
+    else:
+        result = run_sweep(sweep, path, **options)
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")

@@ -1,50 +1,231 @@
-"""How long a sweep will take: a few steps of every compiled program, measured once a device.
+"""What the points of a sweep cost on this machine: short real runs of every program, kept.
 
-Measured figures are kept beside the prepared corpora, so a second plan is free.
+They are measured as a sweep's workers run: on a CPU in as many pinned processes at once as there
+will be workers, each with a part of the programs, elsewhere in one process. The figures are kept
+beside the prepared corpora for a week, so a second plan is free; what else the machine did while
+they were taken is in them.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
+from gptjax import data
 from gptjax.data.config import cache_root
+from gptjax.errors import BadInput
 from gptjax.experiment import Experiment
-from gptjax.plan import measure
-from gptjax.sweeps.sweep import Point
-from gptjax.training.workdir import storage_errors, write_json
+from gptjax.scaling.flops import count_parameters
+from gptjax.sweeps.launchers import last_line
+from gptjax.sweeps.measure import Cost, measure_programs, short_run
+from gptjax.sweeps.sweep import Point, digest, identity
+from gptjax.training.config import program_config
+from gptjax.training.workdir import read_json, storage_errors, write_json
+
+KEPT_DAYS = 7.0
+
+Say = Callable[[str], None]
 
 
-def _store(experiment: Experiment) -> Path:
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep's workers live: the device, how many they are, and the cores of each."""
+
+    device: str
+    backend: str
+    shares: tuple[tuple[int, ...], ...]  # empty: not pinned
+    here: bool = False  # in this process
+
+    @property
+    def workers(self) -> int:
+        return len(self.shares)
+
+    @property
+    def label(self) -> str:
+        """What a measurement holds for."""
+        pinned = len(self.shares[0]) or "all"
+        return f"{self.workers} x {pinned} cores, {self.device}"
+
+
+ASK = (
+    "import jax, json; d = jax.devices();"
+    "print(json.dumps([jax.default_backend(), len(d), d[0].device_kind, jax.__version__]))"
+)
+
+
+def find_place(launcher: str, workers: int, points: int) -> Place:
+    """Where a launcher would work on so many points; `workers` 0 lets the device decide.
+
+    BadInput for launchers of other machines, whose time cannot be measured here.
+    """
+    if launcher not in ("local", "here"):
+        raise BadInput(
+            f"--launcher={launcher} works on other machines, and minutes are measured on this one: "
+            "give --budget=FLOPS"
+        )
+    if launcher == "here":
+        import jax
+
+        devices = jax.devices()
+        kind, backend = devices[0].device_kind, jax.default_backend()
+        about = (backend, len(devices), kind, jax.__version__)
+    else:  # in a process of its own: workers need the device
+        done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+            raise BadInput(f"jax finds no device to train on: {last}")
+        about = json.loads(done.stdout)
+    backend, count, kind, version = about
+    kind = _processor() if backend == "cpu" else kind
+    device = f"{count} {kind}, jax {version}"
+    if launcher == "here":
+        return Place(device, backend, ((),), here=True)
+    can_pin = backend == "cpu" and hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if can_pin else []
+    workers = workers or min(len(cores) or 1, points)
+    share = len(cores) // workers
+    return Place(
+        device, backend, tuple(tuple(cores[i * share : (i + 1) * share]) for i in range(workers))
+    )
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------- what is known
+
+
+def measured(points: Sequence[Point], place: Place, say: Say = print) -> dict[str, Cost | str]:
+    """For each program of the points what it costs, or why it was not measured.
+
+    What is not known yet, or is older than a week, is measured now.
+    """
+    programs = {point.program: point.experiment for point in points}
+    found: dict[str, Cost | str] = {}
+    for program, experiment in programs.items():
+        known = _known(experiment, place)
+        if known is not None:
+            found[program] = known
+    new = {program: e for program, e in programs.items() if program not in found}
+    if not new:
+        return found
+    for config in {_one_corpus(e): e.data for e in new.values()}.values():
+        data.prepare(config, report=say)
+    say(f"measuring {len(new)} programs in {place.workers} processes, once a week")
+    begun = time.monotonic()
+    for program, outcome in _measure(new, place):
+        found[program] = outcome
+        if isinstance(outcome, Cost):
+            _keep(programs[program], place, outcome)
+    say(f"measured in {time.monotonic() - begun:.0f} s")
+    return found
+
+
+def age(costs: dict[str, Cost | str]) -> float:
+    """Seconds since the oldest of these was measured; 0 when there is none."""
+    whens = [cost.when for cost in costs.values() if isinstance(cost, Cost)]
+    return max(time.time() - min(whens), 0.0) if whens else 0.0
+
+
+def store_of(experiment: Experiment) -> Path:
+    """The file in which costs are kept."""
     return cache_root(experiment.data) / "timings.json"
 
 
-def seconds_per_step(points: tuple[Point, ...], say=print) -> dict[str, float | str]:
-    """For each program of these points the seconds of a step, or why it was not measured."""
-    found: dict[str, float | str] = {}
-    programs = {point.program: point.experiment for point in points}
-    for number, (program, experiment) in enumerate(programs.items()):
-        store = _store(experiment)
+def _key(experiment: Experiment, place: Place) -> str:
+    plain = dataclasses.replace(short_run(experiment, 1), optim=program_config(experiment.optim))
+    return f"run {identity(plain, 16)} on {place.label}"
+
+
+def _known(experiment: Experiment, place: Place) -> Cost | None:
+    try:
+        row = json.loads(store_of(experiment).read_text())[_key(experiment, place)]
+        cost = Cost(**{name: float(value) for name, value in row.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return cost if abs(time.time() - cost.when) < KEPT_DAYS * 86400 else None
+
+
+def _keep(experiment: Experiment, place: Place, cost: Cost) -> None:
+    store = store_of(experiment)
+    try:
+        known = json.loads(store.read_text())
+    except (OSError, ValueError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    with storage_errors(f"write {store}"):
+        store.parent.mkdir(parents=True, exist_ok=True)
+    write_json(store, known | {_key(experiment, place): dataclasses.asdict(cost)})
+
+
+def _one_corpus(experiment: Experiment) -> str:
+    return digest(repr(dataclasses.replace(experiment.data, batch_size=1, seed=0)))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def _measure(programs: dict[str, Experiment], place: Place) -> Iterator[tuple[str, Cost | str]]:
+    if place.here:
+        yield from zip(programs, measure_programs(list(programs.values())), strict=True)
+        return
+    # The costliest first, each to the process with the least to do.
+    loads: list[list[str]] = [[] for _ in place.shares]
+    sums = [0.0] * len(loads)
+    size = lambda e: count_parameters(e.model).total * e.tokens_per_step
+    for program in sorted(programs, key=lambda name: -size(programs[name])):
+        least = min(range(len(loads)), key=lambda i: sums[i])
+        loads[least].append(program)
+        sums[least] += size(programs[program])
+    with tempfile.TemporaryDirectory(prefix="gptjax-timing-") as folder:
+        children = []
         try:
-            known = json.loads(store.read_text())
-        except (OSError, ValueError):
-            known = {}
-        known = known if isinstance(known, dict) else {}
-        device = jax.devices()[0].device_kind
-        key = f"{program} {jax.device_count()}x{device} jax {jax.__version__}"
-        if key not in known:
-            say(f"measuring program {number + 1} of {len(programs)}")
-            one = dataclasses.replace(
-                experiment, train=dataclasses.replace(experiment.train, tokens=0, steps=100)
-            )
-            seconds, why_not = measure(one)
-            if seconds is None:
-                found[program] = why_not
-                continue
-            known[key] = seconds
-            with storage_errors(f"write {store}"):
-                store.parent.mkdir(parents=True, exist_ok=True)
-            write_json(store, known)
-        found[program] = known[key]
-    return found
+            for slot, (names, share) in enumerate(zip(loads, place.shares, strict=True)):
+                if names:
+                    tasks = [programs[name].to_json() for name in names]
+                    children.append((names, *_child(Path(folder) / str(slot), tasks, share)))
+            for names, process, out, log in children:
+                code = process.wait()
+                rows = read_json(out) if out.exists() else []
+                for name, row in zip(names, rows, strict=False):
+                    yield name, row if isinstance(row, str) else Cost(**row)
+                for name in names[len(rows) :]:
+                    yield name, f"its process ended with code {code}: {last_line(log)}"
+        finally:
+            for _, process, _, _ in children:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+
+
+def _child(folder: Path, tasks: list[dict], share: Sequence[int]):
+    folder.mkdir()
+    write_json(folder / "tasks.json", tasks)
+    command = [
+        sys.executable,
+        "-m",
+        "gptjax.sweeps.measure",
+        str(folder),
+        f"--parent={os.getpid()}",
+    ]
+    command += [f"--cpus={','.join(str(cpu) for cpu in share)}"] if share else []
+    command.append(f"--begun={time.time()}")
+    log = folder / "log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
+    return process, folder / "costs.json", log

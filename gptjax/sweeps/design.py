@@ -1,0 +1,383 @@
+"""A sweep planned anew: for minutes on this machine, for a budget in FLOPs, with tuned rates.
+
+    python experiments/run.py --exp=sweep_cpu_10min --minutes=5 --tune
+
+The sweep must carry its design. What was planned stands in WORKDIR/plan.json, and what tuning
+found in WORKDIR/tuned.json, so the same command goes on with the budgets it began with, however
+the machine's speed may have changed.
+"""
+
+import bisect
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.errors import BadInput, DamagedData
+from gptjax.scaling.checks import check_number
+from gptjax.scaling.flops import count_parameters
+from gptjax.scaling.planner import run_row
+from gptjax.scaling.rates import Tuned
+from gptjax.sweeps.grid import rows
+from gptjax.sweeps.measure import Cost
+from gptjax.sweeps.runner import SweepResult, run_sweep
+from gptjax.sweeps.schedule import REPORT_SECONDS, schedule
+from gptjax.sweeps.sweep import Sweep
+from gptjax.sweeps.timing import find_place, measured
+from gptjax.sweeps.tuning import (
+    Stage,
+    Tuning,
+    first_cells,
+    look,
+    run_tuning,
+    tokens_per_parameter,
+    tuning_sweep,
+)
+from gptjax.training.metrics import clock
+from gptjax.training.workdir import read_json, storage_errors, write_json
+
+LEAST_STEPS = 20  # of the shortest run
+LEAST_WARMUPS = 1.25  # of its length
+STEP = 1.02  # from one total to the next that is tried
+WIDEST = 1e7  # from the smallest total to the largest
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a sweep is planned anew for; all at nothing: it stays as it is registered."""
+
+    minutes: float = 0.0  # on this machine, from the first worker to the report
+    budget: float = 0.0  # FLOPs of all runs
+    tune: bool = False
+    tuning: Tuning = dataclasses.field(default_factory=Tuning)
+
+    @property
+    def any(self) -> bool:
+        return bool(self.minutes or self.budget or self.tune)
+
+    @property
+    def suffix(self) -> str:
+        """What a folder of such a plan is called after the sweep's name."""
+        parts = [f"-{self.minutes:g}min"] if self.minutes else []
+        parts += [f"-{self.budget:g}FLOP".replace("+", "")] if self.budget else []
+        return "".join(parts + ["-tuned"] * self.tune)
+
+    @property
+    def options(self) -> str:
+        """As it is typed."""
+        parts = [f"--minutes={self.minutes:g}"] if self.minutes else []
+        parts += [f"--budget={self.budget:g}"] if self.budget else []
+        return " ".join(parts + ["--tune"] * self.tune)
+
+    @property
+    def saved(self) -> dict:
+        """As it stands in a folder."""
+        tuning = dataclasses.asdict(self.tuning) if self.tune else None
+        return json.loads(json.dumps({"options": self.options, "tuning": tuning}))
+
+    def check(self, sweep: Sweep) -> None:
+        """BadInput for what this sweep cannot be planned for."""
+        if not self.any:
+            raise BadInput("give minutes, a budget in FLOPs, or tune, to plan a sweep anew")
+        for name in ("minutes", "budget"):
+            if getattr(self, name) != 0:
+                check_number(f"--{name}", getattr(self, name))
+        if self.minutes and self.budget:
+            raise BadInput("--minutes and --budget are two answers to one question; give one")
+        self.tuning.validate()
+        if sweep.design is None:
+            raise BadInput(
+                f"{self.options}: {sweep.name} has no design to plan anew, its rows are written "
+                "one by one; a sweep of an IsoFlops has one, such as sweep_cpu_10min"
+            )
+        if sweep.plan_only and (self.minutes or self.tune):
+            raise BadInput(
+                f"{self.options}: {sweep.name} is a plan, too large to be run; --budget=FLOPS "
+                "--dry-run shows it for another budget"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as it will be run; where rates are tuned before, the first runs of that."""
+
+    sweep: Sweep
+    tuning: Sweep | None = None
+    ratio: float = 0.0  # tokens per parameter of a tuning run
+    fresh: bool = True  # not read from a folder
+
+
+# ---------------------------------------------------------------- from a budget to a plan
+
+
+def totals(sweep: Sweep) -> list[float]:
+    """The total FLOPs that a design can be planned for, ascending, a few percent apart.
+
+    From the first at which no run is too short to mean anything to the one beyond which the
+    ladder is too short.
+    """
+    design, model = sweep.design, sweep.base.model
+    fewest = max(LEAST_STEPS, round(LEAST_WARMUPS * sweep.base.optim.warmup_steps))
+
+    def enough(total: float) -> bool:
+        try:
+            found = design.scaled(total).rows(model)
+        except BadInput:  # less than a step
+            return False
+        return min(row["train.steps"] for row in found) >= fewest
+
+    most = design.most(model)
+    found = []
+    total = most
+    while total > most / WIDEST:
+        found.append(total)
+        total /= STEP
+    found = [total for total in reversed(found) if enough(total)]
+    if not found:
+        raise BadInput(f"no budget gives every run of {sweep.name} {fewest} steps or more")
+    return found
+
+
+def for_budget(sweep: Sweep, total: float) -> Sweep:
+    """The sweep on so many FLOPs in all, budgets rounded to two digits; BadInput when too few."""
+    check_number("--budget", total)
+    least, *_, most = totals(sweep)
+    for bound, wrong in ((least, total < least), (most, total > most)):
+        if wrong:
+            what = "too few" if total < bound else "more than its ladder of shapes has a use for"
+            raise BadInput(
+                f"{total:.3g} FLOPs for {sweep.name} are {what}: give {least:.2g} to {most:.2g}"
+            )
+    return sweep.planned(design=sweep.design.scaled(total))
+
+
+def every_shape(sweep: Sweep) -> Sweep:
+    """A run of each shape of the ladder: all programs that any budget may need."""
+    design, model = sweep.design, sweep.base.model
+    each = [
+        run_row(model, shape, 20.0 * count_parameters(shape).total, design.length, design.rates)
+        for shape in design.ladder(model)
+    ]
+    return dataclasses.replace(sweep, grid=rows(*each), design=None, budget=0.0)
+
+
+def for_minutes(
+    sweep: Sweep,
+    minutes: float,
+    costs: Mapping[str, Cost | str],
+    workers: int,
+    before: Callable[[float], float] = lambda total: 0.0,
+) -> Sweep:
+    """The largest plan, in budgets of two digits, that is expected to end within the minutes.
+
+    `before(total)`: seconds that go before the runs of so many FLOPs. BadInput, with the least or
+    the most minutes, when no plan of the design takes them.
+    """
+    check_number("--minutes", minutes)
+    choices = totals(sweep)
+
+    @functools.cache
+    def wall(total: float) -> float:
+        points = sweep.planned(design=sweep.design.scaled(total)).points
+        found = schedule(points, costs, workers, sweep.share_trunks)
+        return math.inf if found is None else found.wall + before(total)
+
+    fewest = wall(choices[0])
+    if fewest == math.inf:
+        why = "; ".join(sorted({cost for cost in costs.values() if isinstance(cost, str)}))
+        raise BadInput(f"--minutes cannot be planned for {sweep.name} on this machine: {why}")
+    if fewest > 60 * minutes:
+        raise BadInput(
+            f"--minutes={minutes:g} is too short for {sweep.name}: its smallest plan takes "
+            f"{_up(fewest / 60)} on this machine"
+        )
+    highest = wall(choices[-1])
+    if highest <= 60 * minutes:
+        raise BadInput(
+            f"--minutes={minutes:g} is more than the shapes of {sweep.name} have a use for: "
+            f"{highest / 60:.1f} are the most on this machine, unless the design's `largest` grows"
+        )
+    total = choices[bisect.bisect_right(choices, 60 * minutes, key=wall) - 1]
+    return sweep.planned(design=sweep.design.scaled(total))
+
+
+def _up(minutes: float) -> str:
+    return f"{math.ceil(10 * minutes) / 10:g}"
+
+
+# ---------------------------------------------------------------- what stands in a folder
+
+
+def read_plan(path: Path) -> dict | None:
+    """What a folder was planned for; None where it was not; DamagedData for anything else."""
+    return _read(path / "plan.json", {"sweep", "options", "tuning", "budgets", "ratio"})
+
+
+def _read(file: Path, keys: set[str]) -> dict | None:
+    if not file.exists():
+        return None
+    tree = read_json(file)
+    if not isinstance(tree, dict) or not keys <= tree.keys():
+        raise DamagedData(f"{file} is damaged: remove it, and its part is planned anew")
+    return tree
+
+
+def _check_folder(sweep: Sweep, path: Path, wish: Wish) -> dict | None:
+    if (path / "experiment.json").exists():
+        raise BadInput(f"{path} holds a single run, not a sweep; give another --workdir")
+    saved = read_plan(path)
+    if saved is None:
+        if (path / "sweep.json").exists():
+            raise BadInput(
+                f"{path} holds a sweep that was not planned with {wish.options}; give another "
+                "--workdir"
+            )
+        return None
+    if {"sweep": sweep.name, **wish.saved} != {k: saved[k] for k in ("sweep", *wish.saved)}:
+        raise BadInput(
+            f"{path} was planned for {saved['sweep']} with {saved['options']}: the same goes on; "
+            "for another plan give another --workdir"
+        )
+    return saved
+
+
+def _with_tuned(sweep: Sweep, path: Path) -> Sweep | None:
+    tree = _read(path / "tuned.json", {"found", "budgets"})
+    if tree is None:
+        return None
+    design = dataclasses.replace(
+        sweep.design, rates=Tuned.from_json(tree["found"]), budgets=tuple(tree["budgets"])
+    )
+    return sweep.planned(design=design)
+
+
+# ---------------------------------------------------------------- planning and running
+
+
+def plan_sweep(
+    sweep: Sweep,
+    wish: Wish,
+    path: Path | None = None,
+    *,
+    launcher: str = "local",
+    workers: int = 0,
+    say: Say = print,
+) -> Plan:
+    """The plan that `wish` asks for, or the one that stands in the folder; nothing is written.
+
+    Minutes want the time of every program; those not known yet are measured now. BadInput when
+    the sweep cannot be planned so, or the folder was planned otherwise.
+    """
+    wish.check(sweep)
+    saved = _check_folder(sweep, path, wish) if path is not None else None
+    if saved is not None:
+        budgets = tuple(saved["budgets"])
+        sweep = sweep.planned(design=dataclasses.replace(sweep.design, budgets=budgets))
+        if not wish.tune:
+            return Plan(sweep, fresh=False)
+        tuned = _with_tuned(sweep, path)
+        if tuned is not None:
+            return Plan(tuned, fresh=False)
+        stage = look(sweep, wish.tuning, saved["ratio"], path / "tuning")
+        return Plan(sweep, stage.sweep, saved["ratio"], fresh=False)
+
+    cells = first_cells(sweep, wish.tuning) if wish.tune else ()
+
+    def tuning_of(planned: Sweep) -> tuple[Sweep | None, float]:
+        if not cells:
+            return None, 0.0
+        ratio = tokens_per_parameter(planned, cells, wish.tuning)
+        return tuning_sweep(planned, cells, ratio), ratio
+
+    if wish.budget:
+        share = 1 + wish.tuning.share if wish.tune else 1.0
+        sweep = for_budget(sweep, wish.budget / share)
+    if wish.minutes:
+        place = find_place(launcher, workers, len(sweep.points))
+        tried = tuning_of(sweep)[0]
+        points = (*every_shape(sweep).points, *(tried.points if tried else ()))
+        costs = measured(points, place, say)
+
+        def before(total: float) -> float:
+            tried = tuning_of(sweep.planned(design=sweep.design.scaled(total)))[0]
+            found = schedule(tried.points, costs, place.workers) if tried else None
+            return found.wall - REPORT_SECONDS if found else 0.0
+
+        sweep = for_minutes(sweep, wish.minutes, costs, place.workers, before)
+    tuning, ratio = tuning_of(sweep)
+    return Plan(sweep, tuning, ratio)
+
+
+def run_planned(
+    sweep: Sweep,
+    path: str | Path | None = None,
+    *,
+    minutes: float = 0.0,
+    budget: float = 0.0,
+    tune: bool = False,
+    tuning: Tuning | None = None,
+    launcher: str = "local",
+    workers: int = 0,
+    only: tuple[str, ...] = (),
+    retry_failed: bool = False,
+    say: Say = print,
+) -> SweepResult:
+    """Run a sweep of a design for so many minutes on this machine, or so many FLOPs.
+
+    With `tune` the learning rates and batches are found first, in `path`/tuning. `path` defaults
+    to a folder of runs/ that is named after the plan; a folder goes on with the plan it has.
+    Otherwise as `runner.run_sweep`.
+    """
+    wish = Wish(minutes, budget, tune, tuning or Tuning())
+    path = Path(path or default_folder(sweep, wish))
+    options = {"launcher": launcher, "workers": workers}
+    plan = plan_sweep(sweep, wish, path, **options, say=say)
+    if plan.fresh:
+        with storage_errors(f"use {path}"):
+            path.mkdir(parents=True, exist_ok=True)
+        saved = {"budgets": list(plan.sweep.design.budgets), "ratio": plan.ratio}
+        write_json(path / "plan.json", {"sweep": sweep.name, **wish.saved, **saved})
+    run = functools.partial(run_sweep, **options, retry_failed=retry_failed)
+    if plan.tuning is None:
+        return run(plan.sweep, path, only=only)
+    begun = time.monotonic()
+    stage = run_tuning(plan.sweep, wish.tuning, plan.ratio, path / "tuning", run, say)
+    seconds = time.monotonic() - begun
+    tuned = _after_tuning(plan.sweep, wish, stage, seconds, options, say)
+    found = {"found": tuned.design.rates.to_json(), "budgets": list(tuned.design.budgets)}
+    write_json(path / "tuned.json", {**found, "rounds": stage.rounds})
+    return run(_with_tuned(plan.sweep, path), path, only=only)
+
+
+def _after_tuning(
+    sweep: Sweep, wish: Wish, stage: Stage, seconds: float, options: dict, say: Say
+) -> Sweep:
+    """The sweep with its tuned rates, on the budgets that the rest of the minutes pays for."""
+    tuned = sweep.planned(design=dataclasses.replace(sweep.design, rates=stage.tuned))
+    for best in stage.tuned.found:
+        say(
+            f"tuned: width {best.width}: lr {best.lr:g}, {best.batch_tokens} tokens in a batch, "
+            f"loss {best.loss:.4f}"
+        )
+    if not wish.minutes:
+        return tuned
+    place = find_place(options["launcher"], options["workers"], len(sweep.points))
+    costs = measured((*every_shape(tuned).points, *stage.sweep.points), place, say)
+    known = schedule(stage.sweep.points, costs, place.workers)
+    if known is not None:  # what an earlier start did is not on this process's clock
+        seconds = max(seconds, known.wall - REPORT_SECONDS)
+    try:
+        return for_minutes(tuned, wish.minutes - seconds / 60, costs, place.workers)
+    except BadInput as error:
+        say(f"after {clock(seconds)} of tuning: {error}; so the smallest plan is run")
+        return tuned.planned(design=tuned.design.scaled(totals(tuned)[0]))
+
+
+def default_folder(sweep: Sweep, wish: Wish) -> Path:
+    """Where a sweep is run when no folder is given."""
+    return Path("runs") / f"{sweep.name}{wish.suffix}"
