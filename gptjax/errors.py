@@ -1,13 +1,17 @@
 """Errors a user can mend: one clear line, shown without a traceback, exit code 2."""
 
+import argparse
 import dataclasses
 import difflib
+import errno
+import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 EXIT_DONE = 0
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: everything is saved, run the same command again
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
@@ -26,6 +30,49 @@ class Trouble(BadInput):
 
 class DamagedData(BadInput):
     """A file this project wrote no longer holds what was written."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a command's options as BadInput, without the usage."""
+
+    def error(self, message: str):
+        raise BadInput(message)
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """The exit code of a command; what went wrong is one line on stderr.
+
+    BadInput gives 2, Ctrl-C 130. A reader that has had enough of the output (`| head`) gives 1
+    without a word, a full disk under it 2.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
+            raise
+        _mute()
+        if error.errno == errno.EPIPE:
+            return EXIT_FAILED
+        print("error: cannot print: the disk is full", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except SystemExit as stop:
+        if stop.code == EXIT_FAILED:  # what rich makes of a closed pipe
+            _mute()
+        raise
+
+
+def _mute() -> None:
+    """Nothing more can be printed: what is left in the buffer must not fail at the exit."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
 
 
 def printable(text: str) -> str:

@@ -7,8 +7,9 @@ clipping, length, order of the data. `Experiment.program` says which can go toge
 import copy
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ from gptjax.training.metrics import Progress, clock, peak_flops
 from gptjax.training.population import Member, Population
 from gptjax.training.population_mode import choose_mode
 from gptjax.training.signals import LeaveAtOnce
-from gptjax.training.stacked import Mode
+from gptjax.training.stacked import KINDS, Mode
 
 
 def fit_population(
@@ -46,21 +47,19 @@ def fit_population(
     signal stopped the population after saving all of it. `keep_steps`: for each run the
     checkpoints that are written and stay, whatever else is kept.
     """
-    experiments = list(experiments)
-    folders = [Path("runs") / e.name for e in experiments]
-    folders = [Path(folder) for folder in (folders if workdirs is None else workdirs)]
+    experiments = _list_of("experiments", experiments, Experiment, "gptjax.get(NAME)")
+    if workdirs is None:
+        workdirs = [Path("runs") / e.name for e in experiments]
+    folders = _list_of("workdirs", workdirs, str | PathLike, "'runs/a'")
+    folders = [Path(folder) for folder in folders]
     _check(experiments, folders)
-    forced = None
-    if mode != "auto":
-        wide = 1 if mode == "sequential" else width or len(experiments)
-        forced = Mode(mode, wide)
-        forced.validate(len(experiments))
+    forced = _forced(mode, width, len(experiments))
+    kept = _kept(keep_steps, len(experiments))
     LeaveAtOnce.others_wait = jax.process_count() > 1
     with ExitStack() as stack:
         begun, datasets, runs = time.monotonic(), _Datasets(), []
         for folder in folders:
             stack.enter_context(held(folder))
-        kept = [()] * len(experiments) if keep_steps is None else keep_steps
         for experiment, folder, keep in zip(experiments, folders, kept, strict=True):
             run = open_run(
                 experiment, folder, fork=fork, keep_steps=keep, prepare=datasets, watched=False
@@ -132,6 +131,45 @@ class _Datasets:
         dataset = copy.copy(self.known[plain])
         dataset.config = config
         return dataset
+
+
+def _list_of(name: str, values, kind, example: str) -> list:
+    """The values as a list; BadInput for the first that is of another kind."""
+    if isinstance(values, str | bytes | Experiment | PathLike) or not isinstance(values, Iterable):
+        raise BadInput(f"{name} is {values!r:.80}; give a list, such as [{example}]")
+    values = list(values)
+    for number, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise BadInput(f"{name}[{number}] is {value!r:.80}; give one such as {example}")
+    return values
+
+
+def _forced(mode: str, width: int, members: int) -> Mode | None:
+    """The mode that is asked for, None for "auto"; BadInput for one that cannot be."""
+    if not isinstance(mode, str):
+        raise BadInput(f"mode is {mode!r}; give one of auto, {', '.join(KINDS)}")
+    if not isinstance(width, int) or isinstance(width, bool) or width < 0:
+        raise BadInput(f"width is {width!r}; give 1 or more members in one program, or 0 for all")
+    if mode == "auto":
+        if width:
+            raise BadInput(f"width is {width}, and mode is 'auto', which chooses it: leave one out")
+        return None
+    forced = Mode(mode, 1 if mode == "sequential" else width or members)
+    forced.validate(members)
+    return forced
+
+
+def _kept(keep_steps, members: int) -> list:
+    """The steps whose checkpoints stay, for each run."""
+    if keep_steps is None:
+        return [()] * members
+    kept = _list_of("keep_steps", keep_steps, Collection, "(100, 200)")
+    if len(kept) != members:
+        raise BadInput(f"keep_steps has {len(kept)} entries for {members} experiments: one each")
+    for steps in kept:
+        if not all(isinstance(step, int) and step >= 0 for step in steps):
+            raise BadInput(f"keep_steps holds {steps!r:.80}; give numbers of steps, such as (100,)")
+    return kept
 
 
 def _check(experiments: list[Experiment], folders: list[Path]) -> None:

@@ -102,4 +102,19 @@ def test_what_cannot_be_trained_together_is_refused(three, tmp_path):
         fit_population(three[:2], here[:2], mode="vmap", width=3)
     with pytest.raises(BadInput, match="one experiment or more"):
         fit_population([], [])
+    for experiments, options, words in (
+        (3, {}, "experiments is 3; give a list"),
+        ("tiny", {}, "experiments is 'tiny'; give a list"),
+        ([three[0], 3], {}, r"experiments\[1\] is 3"),
+        (three[:2], {"workdirs": 3}, "workdirs is 3"),
+        (three[:2], {"workdirs": [3, 4]}, r"workdirs\[0\] is 3"),
+        (three[:2], {"mode": 3}, "mode is 3; give one of auto, sequential"),
+        (three[:2], {"mode": "vmap", "width": "a"}, "width is 'a'"),
+        (three[:2], {"mode": "vmap", "width": 1.5}, "width is 1.5"),
+        (three[:2], {"width": 2}, "mode is 'auto', which chooses it"),
+        (three[:2], {"keep_steps": [()]}, "keep_steps has 1 entries for 2"),
+        (three[:2], {"keep_steps": [(), ["a"]]}, r"keep_steps holds \['a'\]"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            fit_population(experiments, **{"workdirs": here[:2], **options})
     assert not any(tmp_path.iterdir())

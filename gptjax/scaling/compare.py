@@ -13,10 +13,10 @@ import numpy as np
 
 from gptjax.errors import BadInput, did_you_mean
 from gptjax.scaling.joint import INDEX, JointPower
+from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
 from gptjax.scaling.laws.fit import Fit, fit_law
-from gptjax.scaling.laws.intervals import Interval, check_level
+from gptjax.scaling.laws.intervals import Interval, Refits
 from gptjax.scaling.laws.optimum import Cost
-from gptjax.scaling.laws.solve import coordinates_of, descend
 from gptjax.scaling.table import Runs
 
 RESOURCES = ("flops", "parameters", "seconds", "bytes", "tokens")
@@ -100,7 +100,7 @@ def compare_runs(
     "shared". Columns `seconds` and `bytes` are used where a table has them. BadInput when there
     are fewer than two tables or too few runs.
     """
-    check(tables, reference, law, exponents, level, resamples)
+    check(tables, reference, law, exponents, level, resamples, seed)
     labels = list(tables)
     reference = labels[0] if reference is None else reference
     corpora = {label: (corpora or {}).get(label, "") for label in labels}
@@ -150,10 +150,12 @@ def compare_runs(
     )
 
 
-def check(tables, reference, law: str, exponents: str, level: float, resamples: int) -> None:
+def check(tables, reference, law: str, exponents: str, level, resamples, seed) -> None:
     """BadInput for what cannot be compared."""
     if len(tables) < 2:
         raise BadInput(f"a comparison needs two sweeps or more; there are {len(tables)}")
+    for runs in tables.values():
+        check_runs(runs)
     if reference is not None and reference not in tables:
         near = did_you_mean(reference, tables)
         raise BadInput(f"reference is {reference!r}, not one of {', '.join(tables)}{near}")
@@ -165,8 +167,8 @@ def check(tables, reference, law: str, exponents: str, level: float, resamples: 
             near = did_you_mean(value, options)
             raise BadInput(f"{name} is {value!r}, not one of {', '.join(options)}{near}")
     check_level(level)
-    if resamples < 20:
-        raise BadInput(f"resamples is {resamples}; an interval needs at least 20, better 400")
+    check_resamples(resamples)
+    check_seed(seed)
 
 
 def common_unit(tables: Mapping[str, Runs]) -> tuple[dict[str, Runs], str]:
@@ -235,9 +237,7 @@ def resample(fit: Fit, tables: list[Runs], resamples: int, seed: int) -> np.ndar
     widened about the estimate for that.
     """
     random = np.random.default_rng(seed)
-    base = fit.problem()
-    start = coordinates_of(base, fit.raw)
-    free = base.basis.shape[1]
+    refit = Refits(fit)
     sizes = [len(runs) for runs in tables]
     needed = [min(size, 2 * len(fit.law.of) + 1) for size in sizes]
     raws = []
@@ -245,10 +245,9 @@ def resample(fit: Fit, tables: list[Runs], resamples: int, seed: int) -> np.ndar
         counts = np.concatenate(
             [_draw(size, least, random) for size, least in zip(sizes, needed, strict=True)]
         )
-        weighted = replace(base, weights=base.weights * counts)
-        raws.append(descend(weighted, start, first=False).raw)
+        raws.append(refit(counts))
     runs = sum(sizes)
-    widen = np.sqrt(runs / max(runs - free, 1))
+    widen = np.sqrt(runs / max(runs - refit.free, 1))
     return fit.raw + (np.array(raws) - fit.raw) * widen
 
 

@@ -4,8 +4,12 @@ Parameters, tokens and FLOPs are plain counts; the loss is in nats per token by 
 every law here fits any unit (a change of unit only scales the floor and the coefficients).
 """
 
+import contextlib
 import csv
 import gzip
+import io
+import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +19,7 @@ import numpy as np
 from gptjax.errors import BadInput, did_you_mean
 
 FIELDS = ("parameters", "tokens", "flops", "loss")
-# Headers that mean a field when the caller maps none; the first that a file has is taken.
+# Headers that mean a field when the caller maps none.
 HEADERS = {
     "parameters": ("parameters", "params", "N", "n", "num_parameters", "model_size"),
     "tokens": ("tokens", "D", "t", "num_tokens", "training_tokens"),
@@ -24,6 +28,8 @@ HEADERS = {
     "names": ("name", "names", "run", "run_name"),
 }
 LETTERS = {"N": "parameters", "D": "tokens", "C": "flops", "L": "loss"}
+NAMES = ("name", "names")
+OTHERS_OUT = "leave such rows out: --skip-invalid, or runs.select(...) in Python"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +89,13 @@ class Runs:
 
         N, D, C = (None if v is None else spread(v) for v in (parameters, tokens, flops))
         unknown = np.full(rows, np.nan)
-        if C is None and N is not None and D is not None:
-            C = 6 * N * D
-        elif D is None and N is not None and C is not None:
-            D = C / (6 * N)
-        elif N is None and D is not None and C is not None:
-            N = C / (6 * D)
+        with np.errstate(all="ignore"):  # rows of nonsense are told by who reads them
+            if C is None and N is not None and D is not None:
+                C = 6 * N * D
+            elif D is None and N is not None and C is not None:
+                D = C / (6 * N)
+            elif N is None and D is not None and C is not None:
+                N = C / (6 * D)
         extra = {}
         for name, values in columns.items():
             values = np.asarray(values)
@@ -105,11 +112,13 @@ class Runs:
     def column(self, name: str) -> np.ndarray:
         """A field or a further column by name, [rows]; the letters N, D, C, L will do.
 
-        BadInput when there is none of that name.
+        `name` gives the runs' names. BadInput when there is none of that name.
         """
         name = LETTERS.get(name, name) if name not in self.columns else name
         if name in FIELDS:
             return getattr(self, name)
+        if name in NAMES and name not in self.columns:
+            return np.array(self.names, dtype=object)
         if name not in self.columns:
             known = [*FIELDS, *self.columns]
             near = did_you_mean(name, known)
@@ -156,51 +165,96 @@ class Runs:
         `{"parameters": "params"}` and `{"N": "params"}` mean the same. Fields that are not mapped
         are looked for under their usual headers; further headers become columns. An empty cell
         is NaN. The one of N, D, C that the file lacks follows from C = 6ND. BadInput names a
-        missing file, header, or a cell of a field that is no number.
+        missing file, header, or a cell of a field that is no number, and columns that could each
+        be the same field.
         """
         path = Path(path)
-        mapping = {LETTERS.get(k, k): v for k, v in (columns or {}).items()}
         header, rows = _read_rows(path)
-        for name, wanted in mapping.items():
-            if wanted not in header:
-                near = did_you_mean(wanted, header)
-                raise BadInput(
-                    f"{path} has no column {wanted!r} for {name}, only {', '.join(header)}{near}"
-                )
-        for name, usual in HEADERS.items():
-            found = [h for h in usual if h in header and h not in mapping.values()]
-            if name not in mapping and found:
-                mapping[name] = found[0]
+        cells = {h: [row[i] for row in rows] for i, h in enumerate(header)}
+        mapping = _mapped(path, cells, columns or {})
         if "loss" not in mapping:
             raise BadInput(f"{path} has no column for loss: map one, as in L={header[-1]}")
-        cells = {h: [row[i] for row in rows] for i, h in enumerate(header)}
         known = {f: _parse(path, f, cells[mapping[f]]) for f in FIELDS if f in mapping}
         extra = {n: cells[h] for n, h in mapping.items() if n not in (*FIELDS, "names")}
         taken = {h for n, h in mapping.items() if n in (*FIELDS, "names")}
         extra.update({h: c for h, c in cells.items() if h not in taken and h not in extra})
         names = cells[mapping["names"]] if "names" in mapping else None
         table = Runs.of(known.pop("loss"), names=names, **known)
-        return table.with_columns(
-            **{n: _numbers_or_text(c) for n, c in extra.items() if n not in FIELDS and n}
-        )
+        extra = {n: c for n, c in extra.items() if n and n not in (*FIELDS, "names")}
+        return replace(table, columns={n: _numbers_or_text(c) for n, c in extra.items()})
 
     def to_csv(self, path) -> None:
-        """Write the table; `read_csv` reads it back with the same values."""
-        path = Path(path)
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "wt", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerow(["name", *FIELDS, *self.columns])
-            columns = [self.names, *(self.column(c) for c in (*FIELDS, *self.columns))]
-            for row in zip(*columns, strict=True):
-                writer.writerow([_cell(value) for value in row])
+        """Write the table by one rename; `read_csv` reads it back with the same values."""
+        path, out = Path(path), io.StringIO(newline="")
+        writer = csv.writer(out)
+        writer.writerow(["name", *FIELDS, *self.columns])
+        columns = [self.names, *(self.column(c) for c in (*FIELDS, *self.columns))]
+        for row in zip(*columns, strict=True):
+            writer.writerow([_cell(value) for value in row])
+        content = out.getvalue().encode()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(
+                gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+            )
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _mapped(path: Path, cells: Mapping[str, list], columns: Mapping[str, str]) -> dict[str, str]:
+    """Field or column name to header: what was asked for, then the usual headers of the rest."""
+    mapping: dict[str, str] = {}
+    for name, wanted in columns.items():
+        name = "names" if name in NAMES else LETTERS.get(name, name)
+        if wanted not in cells:
+            near = did_you_mean(wanted, cells)
+            raise BadInput(
+                f"{path} has no column {wanted!r} for {name}, only {', '.join(cells)}{near}"
+            )
+        if mapping.get(name, wanted) != wanted:
+            raise BadInput(f"{name} is mapped to two columns, {mapping[name]} and {wanted}")
+        same = next(
+            (n for n, h in mapping.items() if h == wanted and {n, name} <= {*HEADERS}), None
+        )
+        if same not in (None, name):
+            raise BadInput(f"the column {wanted!r} is mapped to {same} and to {name}: one is wrong")
+        mapping[name] = wanted
+    taken = {h: n for n, h in mapping.items() if n in HEADERS}
+    for name, usual in HEADERS.items():
+        if name in mapping:
+            continue
+        there = [h for h in usual if h in cells]
+        found = [h for h in there if h not in taken]
+        if there and not found and name != "names":
+            raise BadInput(
+                f"the column {there[0]!r} is mapped to {taken[there[0]]} and nothing is left for "
+                f"{name}: map that too, as {name}={_another(cells, taken)}"
+            )
+        if name != "names" and any(cells[h] != cells[found[0]] for h in found[1:]):
+            raise BadInput(
+                f"{path} has the columns {' and '.join(found[:3])}, any of which may be {name}: "
+                f"say which, as {name}={found[0]}"
+            )
+        if found:
+            mapping[name] = found[0]
+    return mapping
+
+
+def _another(cells: Mapping[str, list], taken: Mapping[str, str]) -> str:
+    return next((header for header in cells if header not in taken), "HEADER")
 
 
 def _cell(value) -> str:
-    if isinstance(value, str):
-        return value
-    value = float(value)
-    return "" if np.isnan(value) else repr(value)
+    try:
+        number = None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        return str(value)
+    return "" if np.isnan(number) else repr(number)
 
 
 def _numbers(name: str, values) -> np.ndarray:
@@ -219,11 +273,21 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"cannot read {path}: {error}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"cannot read {path}: it is no text in UTF-8") from None
+    except (EOFError, zlib.error):
+        raise BadInput(f"cannot read {path}: the compressed file is torn or damaged") from None
+    except (OSError, ValueError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot read {path}: {why}") from None
+    if not rows:
+        raise BadInput(f"{path} is empty: a header and a row per run are expected")
     if len(rows) < 2:
         raise BadInput(f"{path} has no rows under its header")
     header = [name.strip() for name in rows[0]]
+    for name in header:
+        if name and header.count(name) > 1:
+            raise BadInput(f"{path} has {header.count(name)} columns called {name!r}; rename one")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise BadInput(

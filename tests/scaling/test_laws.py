@@ -5,6 +5,7 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.scaling.laws import LAWS, fit_law, fit_two_step, get_law, holdout
+from gptjax.scaling.laws.holdout import frontier
 from gptjax.scaling.laws.threads import _libraries, one_blas_thread
 from gptjax.scaling.table import Runs
 
@@ -205,6 +206,22 @@ def test_held_out_by_compute_beside_baselines():
         "power law in C", "nearest run", "last value"
     }  # fmt: skip
     assert result["last value"].bias > 0
+
+
+def test_a_budget_rounded_to_whole_steps_is_one_budget():
+    front = frontier(Runs.of([3.0, 2.9, 2.5, 2.7], flops=[1e18, 1.004e18, 4e18, 4.002e18]))
+    assert list(front.loss) == [2.9, 2.5]
+    assert len(frontier(Runs.of([], flops=[]))) == 0
+
+
+def test_too_little_to_hold_out():
+    few = Runs.of([3.0, 2.5, 2.2], parameters=[1e6, 2e6, 4e6], tokens=[1e8, 2e8, 8e8])
+    with pytest.raises(BadInput, match=r"2 runs lie below max.*there are 3 runs in all"):
+        holdout(few, "kaplan_c", 4)
+    with pytest.raises(BadInput, match="no runs to hold out"):
+        holdout(few.select([]), "kaplan_c", 4)
+    with pytest.raises(BadInput, match="runs is a int"):
+        fit_law(3, "kaplan_c")
 
 
 def test_blas_keeps_to_one_thread_and_gets_its_threads_back():

@@ -9,6 +9,7 @@ from gptjax.scaling import memoriser
 from gptjax.scaling.laws import bootstrap, fit_law, get_law, isoflop
 from gptjax.scaling.laws.__main__ import main
 from gptjax.scaling.laws.fit import build_objective
+from gptjax.scaling.table import Runs
 from tests.scaling import published
 from tests.scaling.test_laws import drawn
 
@@ -93,9 +94,51 @@ def test_command_line(tmp_path, capsys):
         ([str(published.DATA / "data_constrained.csv"), "--law=chinchila"], "did you mean"),
         ([str(published.DATA / "data_constrained.csv"), "--columns", "N"], "write name=value"),
         ([str(published.DATA / "data_constrained.csv"), "--where", "unique_tokens=1"], "no row"),
+        ([str(published.DATA / "data_constrained.csv"), "--seed=-1"], "seed is -1; give a whole"),
+        ([str(published.DATA / "data_constrained.csv"), "--delta=1e300"], "give 1e-09 to 1000"),
+        ([str(published.DATA / "data_constrained.csv"), "--fixed", "alpha=nan"], "from -300 to"),
+        ([str(published.DATA / "data_constrained.csv"), "--law=broken_power:N:²"], "give 1 to 5"),
+        ([str(published.DATA / "data_constrained.csv"), "--law=power_sum:N,N"], "reads parameters"),
+        ([str(published.DATA / "data_constrained.csv"), "--by=N"], "give --bootstrap=1000"),
+        ([str(published.DATA / "data_constrained.csv"), "--given", "x=1"], "give --optimum"),
+        ([str(published.DATA / "data_constrained.csv"), "--columns", "N=a", "N=b"], "N twice"),
+        ([str(published.DATA / "data_constrained.csv"), "--json=/no/where"], "is not there"),
+        ([str(published.DATA)], "is a folder without a runs.csv"),
+        (["x" * 5000], "File name too long"),
+        (["a\0b"], "null byte"),
     ],
 )
 def test_command_line_refuses_in_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_points_of_a_sweep_that_are_not_done_are_left_out(tmp_path, capsys):
+    runs = drawn("kaplan_n", 0.01, rows=8)
+    status = np.array(["done"] * 5 + ["waiting", "diverged", "done"], dtype=object)
+    loss = np.where(status == "done", runs.loss, np.nan)
+    names = [f"width-{i}" for i in range(8)]
+    runs = Runs.of(loss, parameters=runs.parameters, tokens=runs.tokens, names=names, status=status)
+    path = str(tmp_path / "runs.csv")
+    runs.to_csv(path)
+    assert main([path, "--law=kaplan_n", "--starts=2"]) == 0
+    said = capsys.readouterr().out
+    assert "left out 2 of 8 points of a sweep: 1 waiting, 1 diverged; the sweep's own" in said
+    assert "6 runs" in said
+    assert main([path, "--law=kaplan_n", "--where", "name=width-?", "--starts=2"]) == 0
+    assert main([path, "--law=kaplan_n", "--where", "name=width-1", "name=width-5"]) == 2
+    error = capsys.readouterr().err
+    assert "needs at least 3 runs; there are 1 runs; left out 1 of 2" in error
+    assert main([str(tmp_path)]) == 2 and f"give {path}" in capsys.readouterr().err
+
+
+def test_rows_without_figures_can_be_skipped(tmp_path, capsys):
+    runs = drawn("kaplan_n", 0.01, rows=8)
+    parameters = np.where(np.arange(8) == 3, -1.0, runs.parameters)
+    loss = np.where(np.arange(8) == 5, np.inf, runs.loss)
+    Runs.of(loss, parameters=parameters, tokens=runs.tokens).to_csv(tmp_path / "runs.csv")
+    arguments = [str(tmp_path / "runs.csv"), "--law=kaplan_n", "--starts=2"]
+    assert main(arguments) == 2 and "--skip-invalid" in capsys.readouterr().err
+    assert main([*arguments, "--skip-invalid"]) == 0
+    assert "left out 2 of 8 rows" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """The table of runs: what it derives, what it refuses, and that CSV keeps every value."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,11 @@ def test_select_finite_and_concatenate():
         ("params,tokens,loss\n", "no rows"),
         ("params,tokens,loss\n1,x,2\n", "tokens is 'x', not a number"),
         ("params,tokens\n1,2\n", "no column for loss"),
+        ("N,N,D,L\n1,2,3,4\n", "2 columns called 'N'"),
+        ("params,N,D,L\n1,2,3,4\n", "params and N, any of which may be parameters"),
+        ("params,N,D,L\n1,1,3,4\n", None),
+        ("self,N,D,L\n1,1,3,4\n", None),
+        ("", "is empty"),
     ],
 )
 def test_bad_files_say_what_is_wrong(tmp_path, text, message):
@@ -63,6 +70,57 @@ def test_bad_files_say_what_is_wrong(tmp_path, text, message):
         return
     with pytest.raises(BadInput, match=message):
         Runs.read_csv(path)
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"N": "D"}, "'D' is mapped to parameters and nothing is left for tokens"),
+        ({"N": "D", "D": "D"}, "'D' is mapped to parameters and to tokens"),
+        ({"N": "N", "params": "D", "parameters": "D"}, "parameters is mapped to two columns"),
+        ({"N": "M"}, "has no column 'M' for parameters"),
+        ({"unique_tokens": "D"}, None),  # all are seen once
+    ],
+)
+def test_columns_that_cannot_be_mapped_so(tmp_path, columns, message):
+    (tmp_path / "runs.csv").write_text("N,D,L\n1,2,3\n")
+    if message is None:
+        table = Runs.read_csv(tmp_path / "runs.csv", columns)
+        assert table.tokens[0] == table.column("unique_tokens")[0] == 2
+        return
+    with pytest.raises(BadInput, match=message):
+        Runs.read_csv(tmp_path / "runs.csv", columns)
+
+
+def test_files_that_hold_no_table(tmp_path):
+    small().to_csv(tmp_path / "runs.csv.gz")
+    whole = (tmp_path / "runs.csv.gz").read_bytes()
+    for name, content, message in (
+        ("torn.csv.gz", whole[:-20], "torn or damaged"),
+        ("plain.csv.gz", gzip.decompress(whole), "Not a gzipped file"),
+        ("binary.csv", bytes(range(256)), "no text in UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=message):
+            Runs.read_csv(tmp_path / name)
+    with pytest.raises(BadInput, match="Is a directory"):
+        Runs.read_csv(tmp_path)
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "runs.csv"
+    small().to_csv(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(type(path), "write_bytes", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small().select([0]).to_csv(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_runs_are_known_by_name():
+    assert list(small().column("name")) == ["a", "b", "c"]
+    odd = small().with_columns(thing=np.array([None, 3, "x"], dtype=object))
+    assert len(odd.column("thing")) == 3
 
 
 def test_wrong_names_get_the_nearest():

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from gptjax import DataConfig, DecoderConfig, Experiment, TrainConfig
 from gptjax.errors import BadInput
-from gptjax.sweeps.grid import chain, override, product, rows, subsample, values, zipped
+from gptjax.sweeps.grid import Grid, chain, override, product, rows, subsample, values, zipped
 from gptjax.sweeps.sweep import Analysis, Sweep, identity
 
 BASE = Experiment(
@@ -38,10 +39,40 @@ def test_grids_that_cannot_be_are_refused():
         zipped(WIDTHS, SEEDS)
     with pytest.raises(BadInput, match=r"two factors of a grid set model\.d_model"):
         product(WIDTHS, WIDTHS)
-    with pytest.raises(BadInput, match="7 rows cannot be drawn from a grid of 6"):
+    with pytest.raises(BadInput, match="7 rows cannot be drawn from a grid of 6; give 1 to 6"):
         subsample(WIDTHS * SEEDS, 7)
     with pytest.raises(BadInput, match=r"did you mean 'model\.d_model'"):
         override(BASE, {"model.d_modle": 16})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: WIDTHS * 3, "3 is no grid"),
+        (lambda: 3 * WIDTHS, "3 is no grid"),
+        (lambda: () + WIDTHS, "is no grid"),
+        (lambda: zipped(WIDTHS, [{"train.seed": 1}]), "is no grid"),
+        (lambda: product(), "no grid is given"),
+        (lambda: rows("abc"), "row 0 of a grid is 'abc'; give a dict"),
+        (lambda: rows({"train.seed": 1}, {3: 1}), "row 1 of a grid sets 3"),
+        (lambda: Grid(3), "the rows of a grid are 3"),
+        (lambda: values("optim.lr"), r"values\('optim\.lr', 1, 2\)"),
+        (lambda: values("optim.lr", {1e-3}), "gives optim.lr the value .*, a set; give a number"),
+        (lambda: values("data.files", ["a", None]), "data.files the value None"),
+        (lambda: subsample(WIDTHS, 1.5), "count of subsample is 1.5"),
+        (lambda: subsample(WIDTHS, 1, seed=[1]), "seed of subsample"),
+        (lambda: subsample([1], 1), "is no grid"),
+    ],
+)
+def test_nonsense_is_one_line(make, words):
+    with pytest.raises(BadInput, match=words):
+        make()
+
+
+def test_scalars_of_numpy_become_plain():
+    grid = values("optim.lr", np.float32(0.5), np.float64(0.25))
+    assert [type(row["optim.lr"]) for row in grid] == [float, float]
+    assert type(values("model.num_layers", np.int64(2)).rows[0]["model.num_layers"]) is int
 
 
 def test_points_carry_their_experiment_and_a_name_of_their_own():

@@ -1,26 +1,27 @@
 """`python -m gptjax.scaling.laws runs.csv --law=chinchilla`: fit laws to a table of runs."""
 
-import argparse
 import json
 import sys
+from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from gptjax.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput
-from gptjax.scaling.laws import LAWS, bootstrap, fit_law, holdout, isoflop
+import numpy as np
+
+from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, did_you_mean, exit_code_of
+from gptjax.scaling.laws import LAWS, bootstrap, fit_law, get_law, holdout, isoflop
+from gptjax.scaling.laws.fit import usable, usable_rows
+from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.summary import holdout_summary, isoflop_summary, summary
-from gptjax.scaling.table import Runs
+from gptjax.scaling.table import LETTERS, Runs
 
 SHAPE = ("parameters", "tokens", "loss")
+UNFINISHED = ("waiting", "diverged", "failed")  # of a sweep's points, in its runs.csv
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise BadInput(message)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> OneLineParser:
     """The command line's options."""
-    p = _Parser(
+    p = OneLineParser(
         prog="python -m gptjax.scaling.laws",
         description="Fit scaling laws to a CSV file of runs, with intervals and flags.",
         epilog=f"laws: {', '.join(LAWS)}; options follow colons, as power_floor:tokens, "
@@ -31,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--columns", nargs="+", default=[], metavar="N=header",
                    help="which header is N, D, C, L or another column")  # fmt: skip
     p.add_argument("--where", nargs="+", default=[], metavar="column=value",
-                   help="take only the rows with these values")  # fmt: skip
+                   help="take only the rows with these values: name=RUN by name, * and ? for "
+                        "any letters, a column twice for either value")  # fmt: skip
     p.add_argument("--bootstrap", type=int, default=0, metavar="RESAMPLES")
     p.add_argument("--by", help="the column of runs that are drawn together in the bootstrap")
     p.add_argument("--holdout", type=float, metavar="K", help="score above max(C) / K")
@@ -45,18 +47,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--delta", type=float, default=1e-3, help="where Huber's loss turns linear")
     p.add_argument("--starts", type=int, default=16)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--skip-invalid", action="store_true", help="leave out rows without a loss")
+    p.add_argument("--skip-invalid", action="store_true",
+                   help="leave out rows without the figures that the laws read")  # fmt: skip
     p.add_argument("--json", type=Path, metavar="OUT", help="write everything there too")
     return p
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
-    try:
-        return _run(parser().parse_args(arguments))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return exit_code_of(lambda: _run(parser().parse_args(arguments)))
 
 
 def _run(options) -> int:
@@ -65,14 +64,96 @@ def _run(options) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 120
-    runs = Runs.read_csv(options.runs, _pairs("--columns", options.columns))
-    for name, wanted in _pairs("--where", options.where).items():
-        runs = _where(runs, name, wanted)
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+    laws = options.law or ([] if options.isoflop else ["chinchilla"])
+    laws = [get_law(law) for law in laws]
+    given = _check(options, laws)
+    runs = Runs.read_csv(_table_of(options.runs), _pairs("--columns", options.columns))
+    wanted: dict[str, list[str]] = {}
+    for text in options.where:
+        ((name, value),) = _pairs("--where", [text]).items()
+        wanted.setdefault(name, []).append(value)
+    for name, values in wanted.items():
+        runs = _where(runs, name, values)
+    runs, unfinished = _finished(runs)
+    if unfinished:
+        say(unfinished)
     if options.skip_invalid:
-        kept = runs.finite()
-        console.print(f"left out {len(runs) - len(kept)} of {len(runs)} rows without a loss")
+        kept = _usable(runs, laws, options.isoflop)
+        say(f"left out {len(runs) - len(kept)} of {len(runs)} rows without usable figures")
         runs = kept
-    given = _numbers("--given", options.given)
+    try:
+        with np.errstate(all="ignore"):  # of rows of nonsense, which the fit's flags tell
+            out = _fit(console, options, runs, laws, given)
+    except BadInput as error:
+        raise BadInput(f"{error}{f'; {unfinished}' if unfinished else ''}") from None
+    if options.json:
+        try:
+            options.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"cannot write --json={options.json}: {error.strerror}") from None
+    return EXIT_DONE
+
+
+def _check(options, laws: list[Law]) -> dict[str, float]:
+    """The values of --given; BadInput for options that ask for nothing, before any fit."""
+    if options.by and not options.bootstrap:
+        raise BadInput("--by says what --bootstrap draws together: give --bootstrap=1000 too")
+    if options.json and not options.json.resolve().parent.is_dir():
+        raise BadInput(f"--json={options.json} lies in a folder that is not there")
+    given = {LETTERS.get(n, n): v for n, v in _numbers("--given", options.given).items()}
+    if given and not options.optimum:
+        raise BadInput("--given says more about --optimum: give --optimum=FLOPS too")
+    read = {name for law in laws for name in law.variables} - {"parameters", "tokens", "flops"}
+    for name in given:
+        if name not in read:
+            known = f"they read {', '.join(sorted(read))}" if read else "they read no such column"
+            raise BadInput(f"--given has {name}, which no law here reads beside N and D: {known}")
+    return given
+
+
+def _table_of(path: str) -> Path:
+    """The file of runs; BadInput names the one inside a sweep's folder."""
+    table = Path(path) / "runs.csv"
+    try:
+        if not Path(path).is_dir():
+            return Path(path)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    if table.exists():
+        raise BadInput(f"{path} is a folder; give {table}")
+    raise BadInput(
+        f"{path} is a folder without a runs.csv"
+        + ("; its sweep's own command writes one" * (Path(path) / "sweep.json").exists())
+    )
+
+
+def _finished(runs: Runs) -> tuple[Runs, str]:
+    """(runs without a sweep's points that are not done, what was left out in words)."""
+    status = runs.columns.get("status")
+    if status is None or status.dtype.kind not in "OUS":
+        return runs, ""
+    left = Counter(str(value) for value in status if value in UNFINISHED)
+    if not left:
+        return runs, ""
+    counts = ", ".join(f"{left[name]} {name}" for name in UNFINISHED if name in left)
+    more = "; the sweep's own command finishes those that wait" * ("waiting" in left)
+    kept = runs.select(~np.isin(status.astype(str), UNFINISHED))
+    return kept, f"left out {left.total()} of {len(runs)} points of a sweep: {counts}{more}"
+
+
+def _usable(runs: Runs, laws: list[Law], by_budget: bool) -> Runs:
+    """The runs that have every figure that is read."""
+    mask = usable(runs.loss)
+    for law in laws:
+        mask &= usable_rows(runs, law)
+    if by_budget:
+        mask &= usable(runs.parameters)
+    return runs.select(mask)
+
+
+def _fit(console, options, runs: Runs, laws: list[Law], given: dict[str, float]) -> dict:
+    """Fit and print everything that was asked for; the same as plain data."""
     settings = {
         "loss": options.loss,
         "delta": options.delta,
@@ -80,7 +161,6 @@ def _run(options) -> int:
         "seed": options.seed,
         "fixed": _numbers("--fixed", options.fixed),
     }
-    laws = options.law or ([] if options.isoflop else ["chinchilla"])
     out = {"runs": options.runs, "rows": len(runs), "fits": []}
     for law in laws:
         fit = fit_law(runs, law, **settings)
@@ -88,7 +168,8 @@ def _run(options) -> int:
         if options.bootstrap:
             boot = bootstrap(fit, options.bootstrap, options.seed, by=options.by)
         budgets = options.optimum if fit.law.has_shape or len(laws) == 1 else []
-        out["fits"].append(summary(fit, boot, budgets, **given))
+        read = {name: value for name, value in given.items() if name in law.variables}
+        out["fits"].append(summary(fit, boot, budgets, **read))
         _print_fit(console, out["fits"][-1])
     if options.isoflop:
         out["isoflop"] = isoflop_summary(isoflop(runs, seed=options.seed))
@@ -96,12 +177,7 @@ def _run(options) -> int:
     if options.holdout is not None:
         out["holdout"] = holdout_summary(holdout(runs, laws, options.holdout, **settings))
         _print_holdout(console, out["holdout"])
-    if options.json:
-        try:
-            options.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"cannot write --json: {error}") from None
-    return EXIT_DONE
+    return out
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
@@ -110,20 +186,29 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise BadInput(f"{option} has {text!r}; write name=value, as N=params")
+        if name in pairs:
+            raise BadInput(f"{option} has {name} twice: {pairs[name]} and {value}")
         pairs[name] = value
     return pairs
 
 
-def _where(runs: Runs, name: str, wanted: str) -> Runs:
-    values = runs.column(name)
-    if values.dtype.kind in "fiu":
-        mask = values == _numbers("--where", [f"{name}={wanted}"])[name]
-    else:
-        mask = values == wanted
-    if not mask.any():
-        known = ", ".join(str(v) for v in sorted(set(values.tolist()))[:8])
-        raise BadInput(f"--where: no row has {name}={wanted}; there are {known}")
-    return runs.select(mask)
+def _where(runs: Runs, name: str, wanted: list[str]) -> Runs:
+    """The rows that hold one of these values in a column, or a text that matches one."""
+    column, chosen = runs.column(name), np.zeros(len(runs), bool)
+    for value in wanted:
+        if column.dtype.kind in "fiu":
+            mask = column == _numbers("--where", [f"{name}={value}"])[name]
+        else:
+            mask = np.array(
+                [value == text or fnmatchcase(text, value) for text in map(str, column)]
+            )
+        if not mask.any():
+            known = sorted(set(column.tolist()))
+            near = did_you_mean(value, map(str, known))
+            shown = ", ".join(str(v) for v in known[:8]) + (", ..." if len(known) > 8 else "")
+            raise BadInput(f"--where: no row has {name}={value}; there are {shown}{near}")
+        chosen |= mask
+    return runs.select(chosen)
 
 
 def _numbers(option: str, texts: list[str]) -> dict[str, float]:

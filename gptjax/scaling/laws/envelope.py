@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws.intervals import Interval, check_level, interval_of, resampler
-from gptjax.scaling.table import Runs
+from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
+from gptjax.scaling.laws.intervals import Interval, interval_of, resampler
+from gptjax.scaling.table import OTHERS_OUT, Runs
 
 GRID = 200  # points in log C
 
@@ -44,15 +45,17 @@ def envelope(
     Loss is interpolated along each curve in log C. Intervals draw whole curves with replacement.
     BadInput when fewer than 3 sizes are on the envelope.
     """
+    check_runs(runs)
     check_level(level)
+    check_seed(seed)
+    check_resamples(resamples)
     for name in ("parameters", "flops", "loss"):
         values = runs.column(name)
         if not (np.isfinite(values) & (values > 0)).all():
-            raise BadInput(f"approach 1 needs a positive {name} in every row; leave others out "
-                           "with runs.select")  # fmt: skip
+            raise BadInput(f"approach 1 needs a positive {name} in every row; {OTHERS_OUT}")
     if by is None:
         by = "names" if len(set(runs.names)) < len(runs) else "parameters"
-    values = np.array(runs.names) if by == "names" else runs.column(by)
+    values = runs.column(by)
     curves = np.unique(values, return_inverse=True)[1]
     lengths = np.bincount(curves)
     if (lengths < 2).all():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.scaling.laws.checks import check_delta, check_runs, check_seed, check_starts
 from gptjax.scaling.laws.inference import covariance, free_covariance, information, scale_of
 from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.objective import Objective, check_loss
@@ -19,7 +20,7 @@ from gptjax.scaling.laws.optimum import (
 )
 from gptjax.scaling.laws.registry import get_law
 from gptjax.scaling.laws.solve import AGREE, Solution, coordinates_of, descend, hold
-from gptjax.scaling.table import FIELDS, LETTERS, Runs
+from gptjax.scaling.table import FIELDS, LETTERS, OTHERS_OUT, Runs
 
 HOPS = 24  # where starts disagree, a quarter of that where none does
 LONGEST_HOP = 2.0  # in a raw coordinate
@@ -136,12 +137,12 @@ def fit_law(
     cost refits (floor, outliers). BadInput for rows without the figures that the law reads, for
     too few runs, and for runs that do not differ in a variable.
     """
+    check_runs(runs)
     law = get_law(law)
     loss = check_loss(law.default_loss if loss is None else loss, law)
-    if not (np.isfinite(delta) and delta > 0):
-        raise BadInput(f"delta is {delta}; give a positive number, as 1e-3")
-    if starts < 1:
-        raise BadInput(f"starts is {starts}; give at least 1, better 16")
+    check_delta(delta)
+    check_starts(starts)
+    check_seed(seed)
     fixed = dict(fixed or {})
     objective = build_objective(runs, law, loss, delta, fixed)
     if weights is not None:
@@ -244,6 +245,9 @@ def build_objective(
 ) -> Objective:
     """The checked objective of a law on a table, unweighted."""
     held = {law.index(name): law.raw_value(name, value) for name, value in fixed.items()}
+    for place, name in enumerate(law.variables):
+        if name == law.target or name in law.variables[:place]:
+            raise BadInput(f"law {law.name!r} reads {name} twice; give each column once")
     columns = law_columns(runs, law)
     target = target_of(runs, law)
     check_rows(runs, law, columns, len(law.parameters) - len(held))
@@ -284,13 +288,28 @@ def target_of(runs: Runs, law: Law) -> np.ndarray:
 def _check_values(runs: Runs, law: Law, name: str, values: np.ndarray, positive: bool) -> None:
     if np.isnan(values).all():
         raise BadInput(f"law {law.name!r} needs {name}, and no run has it")
-    bad = ~np.isfinite(values) | ((values <= 0) if positive else False)
+    bad = ~usable(values, positive)
     if bad.any():
         first = ", ".join(f"{runs.names[i]} ({values[i]:g})" for i in np.flatnonzero(bad)[:3])
         more = f" and {bad.sum() - 3} more" if bad.sum() > 3 else ""
         kind = "positive finite" if positive else "finite"
-        raise BadInput(f"{name} is not a {kind} number in {first}{more}; leave such runs out with "
-                       "runs.select")  # fmt: skip
+        raise BadInput(f"{name} is not a {kind} number in {first}{more}; {OTHERS_OUT}")
+
+
+def usable(values: np.ndarray, positive: bool = True) -> np.ndarray:
+    """Which figures a law can read, [rows]."""
+    return np.isfinite(values) & ((values > 0) if positive else True)
+
+
+def usable_rows(runs: Runs, law: Law) -> np.ndarray:
+    """Which runs have all that a law reads and predicts, [rows]; empty columns are not asked."""
+    mask = np.ones(len(runs), bool)
+    wanted = {name: name not in law.signed for name in law.variables} | {law.target: law.log_target}
+    for name, positive in wanted.items():
+        values = runs.column(name)
+        if values.dtype.kind in "fiu" and not np.isnan(values).all():
+            mask &= usable(values, positive)
+    return mask
 
 
 def check_rows(runs: Runs, law: Law, columns: Mapping[str, np.ndarray], free: int) -> None:

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.scaling.laws.checks import check_runs
 from gptjax.scaling.laws.fit import fit_law
+from gptjax.scaling.laws.isoflop import same_budgets
 from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.registry import get_law
 from gptjax.scaling.table import Runs
+
+WHOLE_STEPS = 0.01  # in log: budgets this close were one before steps were rounded to whole ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +60,19 @@ def holdout(
     `fit_law`. Baselines: `power law in C` (with a floor, through the lowest losses), `nearest
     run` in log N and log D (or log C) and `last value`, the loss of the largest fitted run.
     """
+    check_runs(runs)
     laws = [laws] if isinstance(laws, str | Law) else list(laws)
-    if not k > 1:
+    if not 1 < k < np.inf:
         raise BadInput(f"k is {k}; give more than 1: runs above max(C) / k are held out")
+    if not len(runs):
+        raise BadInput("there are no runs to hold out of")
     if not (np.isfinite(runs.flops) & (runs.flops > 0)).all():
         raise BadInput("holding out by compute needs positive flops in every run")
     below = float(runs.flops.max() / k) * (1 + 1e-9)
     fitted, held_out = runs.select(runs.flops <= below), runs.select(runs.flops > below)
     if len(fitted) < 3:
-        raise BadInput(f"{len(fitted)} runs lie below max(C) / {k:g}; give a smaller k")
+        why = "give a smaller k" if len(runs) > 3 else f"there are {len(runs)} runs in all"
+        raise BadInput(f"{len(fitted)} runs lie below max(C) / {k:g}; {why}")
     scores = []
     for law in laws:
         law = get_law(law)
@@ -100,10 +108,13 @@ def baselines(fitted: Runs, held_out: Runs) -> dict[str, np.ndarray]:
 
 
 def frontier(runs: Runs) -> Runs:
-    """The runs that no cheaper (or equal) run beats: the lowest losses, by rising compute."""
-    order = np.lexsort((runs.loss, runs.flops))
+    """The runs that no cheaper (or equal) run beats: the lowest losses, by rising compute.
+
+    FLOPs within a percent are equal.
+    """
+    order = np.lexsort((runs.loss, same_budgets(runs.flops, WHOLE_STEPS)))
     lowest = np.minimum.accumulate(runs.loss[order])
-    first = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+    first = np.concatenate([[True], lowest[1:] < lowest[:-1]])[: len(order)]
     return runs.select(order[first])
 
 

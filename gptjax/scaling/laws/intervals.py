@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.scaling.laws.checks import check_level, check_resamples, check_seed
 from gptjax.scaling.laws.fit import Fit
 from gptjax.scaling.laws.inference import scale_of
 from gptjax.scaling.laws.law import Law
@@ -100,21 +101,11 @@ def bootstrap(
     for an interval without width.
     """
     check_level(level)
-    if resamples < 20:
-        raise BadInput(f"resamples is {resamples}; an interval needs at least 20, better 1000")
-    random = np.random.default_rng(seed)
-    base = smoothed(fit.problem(), fit.residuals)
-    free = base.basis.shape[1]
-    # deviations count from the smoothed optimum, which is not quite the fit
-    center = descend(base, coordinates_of(base, fit.raw), first=False)
-    start = center.coordinates
-    draw = resampler(fit.runs, by, random, needed=max(free, 1))
-    raws, unconverged = [], 0
-    for _ in range(resamples):
-        solution = descend(replace(base, weights=base.weights * draw()), start, first=False)
-        raws.append(fit.raw + (solution.raw - center.raw))
-        unconverged += not solution.converged
-    raws = np.array(raws)
+    check_resamples(resamples)
+    check_seed(seed)
+    refit = Refits(fit)
+    draw = resampler(fit.runs, by, np.random.default_rng(seed), needed=max(refit.free, 1))
+    raws = np.array([refit(draw()) for _ in range(resamples)])
     flat = flat_parameters(fit)
     parameters, derived = figures(fit.law, raws)
     kept = {name: v for name, v in parameters.items() if name not in fit.fixed}
@@ -122,13 +113,32 @@ def bootstrap(
         fit=fit,
         level=level,
         raws=raws,
-        unconverged=unconverged,
+        unconverged=refit.unconverged,
         parameters={
             n: _open(fit, n, level) if n in flat else interval_of(n, fit.parameters[n], v, level)
             for n, v in kept.items()
         },
         derived={n: interval_of(n, fit.derived[n], v, level) for n, v in derived.items()},
     )
+
+
+class Refits:
+    """A fit's law again, from the best point, to runs that were drawn with replacement."""
+
+    def __init__(self, fit: Fit):
+        self.fit, self.unconverged = fit, 0
+        self.base = smoothed(fit.problem(), fit.residuals)
+        self.free = self.base.basis.shape[1]
+        # deviations count from the smoothed optimum, which is not quite the fit
+        start = coordinates_of(self.base, fit.raw)
+        self.center = descend(self.base, start, first=False)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """[P] raw for how often each run was drawn, [rows]."""
+        weighted = replace(self.base, weights=self.base.weights * counts)
+        found = descend(weighted, self.center.coordinates, first=False)
+        self.unconverged += not found.converged
+        return self.fit.raw + (found.raw - self.center.raw)
 
 
 def smoothed(objective: Objective, residuals: np.ndarray) -> Objective:
@@ -167,11 +177,11 @@ def resampler(
     """
     group = np.arange(len(runs))
     if by is not None:
-        values = np.array(runs.names) if by == "names" else runs.column(by)
-        group = np.unique(values, return_inverse=True)[1]
+        group = np.unique(runs.column(by), return_inverse=True)[1]
     groups = int(group.max()) + 1
     if groups < 3:
-        raise BadInput(f"the bootstrap has {groups} groups of {by} to draw from; give at least 3")
+        what = "runs" if by is None else f"groups of {by}"
+        raise BadInput(f"the bootstrap has {groups} {what} to draw from; give at least 3")
 
     def draw() -> np.ndarray:
         for _ in range(200):
@@ -250,9 +260,3 @@ def profile(fit: Fit, name: str, level: float = 0.95) -> Interval:
         low, high = (float(np.exp(min(end, 700.0))) for end in ends)
         high = np.inf if np.isinf(ends[1]) else high
     return Interval(fit.parameters[name], float(low), float(high), level)
-
-
-def check_level(level: float) -> None:
-    """BadInput for a level that is no share."""
-    if not 0 < level < 1:
-        raise BadInput(f"level is {level}; give a share between 0 and 1, as 0.95")

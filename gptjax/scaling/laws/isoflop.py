@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws.intervals import Interval, check_level, interval_of
+from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
+from gptjax.scaling.laws.intervals import Interval, interval_of
 from gptjax.scaling.laws.optimum import DECADES, Optimum, reach_flags
-from gptjax.scaling.table import Runs
+from gptjax.scaling.table import OTHERS_OUT, Runs
 
 WINDOW = np.log(6.0)  # a parabola takes the runs within this factor of its minimum
 FEWEST = 4  # and no fewer than this, where the budget has them
@@ -100,7 +101,10 @@ def isoflop(
     sizes or whose minimum is not between two runs are left out with a flag. BadInput when fewer
     than 2 budgets remain. `window` is in e-folds of N on either side of the minimum.
     """
+    check_runs(runs)
     check_level(level)
+    check_seed(seed)
+    check_resamples(resamples)
     settings = (window, resamples, seed, level)
     group = budget_of(runs, budgets)
     result, outlying = _analyse(runs, group, *settings)
@@ -135,14 +139,20 @@ def budget_of(runs: Runs, budgets=None) -> np.ndarray:
         distance = np.abs(np.log(C)[:, None] - np.log(known))
         nearest = np.where(np.isnan(C), 0, distance.argmin(axis=1))
         return np.where(distance.min(axis=1) <= np.log(2.0), known[nearest], np.nan)
-    order = np.argsort(C)
-    out = np.full(len(C), np.nan)
+    return same_budgets(C, SAME_BUDGET)
+
+
+def same_budgets(flops: np.ndarray, within: float) -> np.ndarray:
+    """The mean in log of the FLOPs that lie `within` so much in log of the lowest, [rows]."""
+    order = np.argsort(flops)
+    out = np.full(len(flops), np.nan)
     members: list[int] = []
-    for i in [*order[np.isfinite(C[order])], None]:
-        if i is not None and (not members or np.log(C[i] / C[members[0]]) <= SAME_BUDGET):
+    for i in [*order[np.isfinite(flops[order]) & (flops[order] > 0)], None]:
+        if i is not None and (not members or np.log(flops[i] / flops[members[0]]) <= within):
             members.append(i)
             continue
-        out[members] = np.exp(np.mean(np.log(C[members])))
+        if members:
+            out[members] = np.exp(np.mean(np.log(flops[members])))
         members = [i] if i is not None else []
     return out
 
@@ -194,11 +204,13 @@ def _fit_parabola(flops: float, rows: np.ndarray, runs: Runs, window: float):
 
 def _analyse(runs: Runs, group, window, resamples, seed, level):
     """(Isoflop, which runs lie far off) for one set of runs."""
-    known = np.isfinite(runs.loss) & (runs.loss > 0) & np.isfinite(runs.parameters)
+    known = np.isfinite(runs.loss) & (runs.loss > 0)
+    known &= np.isfinite(runs.parameters) & (runs.parameters > 0)
     if not known.all():
         bad = ", ".join(np.array(runs.names)[~known][:3])
-        raise BadInput(f"{(~known).sum()} runs lack a positive loss or parameters ({bad}); leave "
-                       "such runs out with runs.select")  # fmt: skip
+        raise BadInput(
+            f"{(~known).sum()} runs lack a positive loss or parameters ({bad}); {OTHERS_OUT}"
+        )
     found, flags, left_out = [], [], {}
     for budget in np.unique(group[np.isfinite(group)]):
         parabola = _fit_parabola(budget, np.flatnonzero(group == budget), runs, window)

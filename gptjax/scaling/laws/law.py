@@ -103,11 +103,13 @@ class Law:
 
     def raw_value(self, name: str, value: float) -> float:
         """One parameter's value as its raw coordinate."""
-        if not self.parameters[self.index(name)].log:
+        log = self.parameters[self.index(name)].log
+        if not log and abs(value) <= SAFE:
             return float(value)
-        if not value > 0:
-            raise BadInput(f"law {self.name!r}: {name} is {value}; it must be positive")
-        return float(np.log(value))
+        if log and 0 < value < np.inf:
+            return float(np.log(value))
+        needed = "positive and finite" if log else f"from {-SAFE:g} to {SAFE:g}"
+        raise BadInput(f"law {self.name!r}: {name} is {value}; it must be {needed}")
 
     def predict(self, raw: np.ndarray, x: np.ndarray) -> np.ndarray:
         """The target in its own unit, [rows]."""

@@ -64,6 +64,6 @@ def _column(name: str) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 5:
+    if not text.isdecimal() or not 1 <= int(text) <= 5:
         raise BadInput(f"broken_power has {text!r} breaks; give 1 to 5")
     return int(text)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.scaling.laws.checks import check_level, check_resamples, check_seed
 from gptjax.scaling.laws.fit import Fit, fit_law
-from gptjax.scaling.laws.intervals import check_level, resampler
+from gptjax.scaling.laws.intervals import Refits, resampler
 from gptjax.scaling.laws.law import Law
-from gptjax.scaling.laws.solve import coordinates_of, descend
 from gptjax.scaling.table import Runs
 
 
@@ -42,26 +42,18 @@ class TwoStep:
         **columns,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) of the prediction, runs drawn for both steps together, each [rows]."""
-        from dataclasses import replace
-
         check_level(level)
+        check_resamples(resamples)
+        check_seed(seed)
         x = self.first.inputs(runs, **columns)
-        bases = [self.first.problem(), self.second.problem()]
-        starts = [
-            coordinates_of(base, fit.raw)
-            for base, fit in zip(bases, (self.first, self.second), strict=True)
-        ]
-        needed = max(base.basis.shape[1] for base in bases)
+        first, second = Refits(self.first), Refits(self.second)
+        needed = max(first.free, second.free)
         draw = resampler(self.first.runs, None, np.random.default_rng(seed), needed)
         samples = []
         for _ in range(resamples):
             counts = draw()
-            raws = [
-                descend(replace(base, weights=base.weights * counts), start, first=False).raw
-                for base, start in zip(bases, starts, strict=True)
-            ]
-            loss = self.first.law.predict(raws[0], x)
-            samples.append(self.second.law.predict(raws[1], loss[None]))
+            loss = self.first.law.predict(first(counts), x)
+            samples.append(self.second.law.predict(second(counts), loss[None]))
         low, high = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         return low, high
 
