@@ -1,5 +1,6 @@
 """Plans: real shapes by one rule, budgets kept, tokens per parameter spread as asked."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,6 +10,7 @@ from gptjax import DecoderConfig
 from gptjax.errors import BadInput
 from gptjax.scaling.flops import count_flops, count_parameters
 from gptjax.scaling.planner import (
+    IsoFlops,
     Rates,
     ShapeRule,
     compute_optimal_rows,
@@ -21,6 +23,17 @@ from gptjax.scaling.planner import (
 MODEL = DecoderConfig(context_length=64, positions="rotary", num_kv_heads=2)
 RULE = ShapeRule(aspect=24, head_size=8)
 RATES = Rates(lr=0.01, reference_width=64, lr_exponent=-1.0, batch_tokens=1024)
+DESIGN = IsoFlops(
+    RULE,
+    smallest=1e4,
+    largest=5e5,
+    shapes=8,
+    budgets=(5e10, 1.5e11),
+    per_budget=5,
+    length=64,
+    rates=RATES,
+    tokens_per_parameter=15.0,
+)
 
 
 def test_a_ladder_is_geometric_and_follows_its_rule():
@@ -84,3 +97,71 @@ def test_a_row_sets_what_differs_and_compute_optimal_runs_are_proportional():
     for row, size in zip(rows, sizes, strict=True):
         tokens = row["train.steps"] * row["data.batch_size"] * 64
         assert tokens == pytest.approx(7 * size, rel=0.05)
+
+
+def test_a_design_is_the_rows_it_stands_for():
+    shapes = ladder(MODEL, RULE, 1e4, 5e5, 8)
+    options = {"per_budget": 5, "length": 64, "rates": RATES, "tokens_per_parameter": 15.0}
+    assert DESIGN.ladder(MODEL) == shapes and DESIGN.total == 1e12
+    assert DESIGN.rows(MODEL) == isoflop_rows(MODEL, shapes, DESIGN.budgets, spread=8.0, **options)
+    more = DESIGN.scaled(3.1415926e12)
+    assert more.budgets == (1.6e11, 4.7e11) and DESIGN.scaled(DESIGN.total) == DESIGN
+    top = dataclasses.replace(DESIGN, budgets=(DESIGN.scaled(DESIGN.most(MODEL)).budgets[-1],))
+    last = top.rows(MODEL)[-1]
+    tokens = last["train.steps"] * last["data.batch_size"] * 64
+    assert tokens / count_parameters(shapes[-1]).total == pytest.approx(15.0 * 8.0, rel=0.1)
+
+
+NO_NUMBERS = (0, -1.0, math.nan, math.inf, "3", None, True)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "words"),
+    [
+        ("smallest", NO_NUMBERS, "smallest size"),
+        ("largest", (*NO_NUMBERS, 1e3, 1e16), "largest size|smallest first"),
+        ("shapes", (1, 2.5, "8", True), "number of shapes"),
+        ("budgets", ((), 1e10, "1e10", *((bad,) for bad in NO_NUMBERS)), "budget"),
+        ("budgets", ((1e11, 1.04e11), [2e11, 2e11]), "both print as C[12]e11"),
+        ("budgets", ((10.0,),), "less than one step of width"),
+        ("per_budget", (0, 9, 2.0, "2"), "per_budget|shapes for each"),
+        ("length", (0, -64, 64.0, None), "length"),
+        ("rates", (None, 0.01), "give Rates or Tuned"),
+        ("tokens_per_parameter", NO_NUMBERS, "tokens_per_parameter"),
+        ("spread", (*NO_NUMBERS, 0.5), "spread"),
+        ("rule", (None, "wide"), "by a ShapeRule"),
+    ],
+)
+def test_what_makes_no_design_is_one_line(part, wrong, words):
+    for value in wrong:
+        with pytest.raises(BadInput, match=words) as error:
+            dataclasses.replace(DESIGN, **{part: value}).rows(MODEL)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "wrong"),
+    [
+        (RULE, "aspect", NO_NUMBERS),
+        (RULE, "head_size", (0, -8, 8.0, "8")),
+        (RULE, "layers", (-1, 2.0, None)),
+        (RATES, "lr", NO_NUMBERS),
+        (RATES, "reference_width", NO_NUMBERS),
+        (RATES, "lr_exponent", (math.nan, "x")),
+        (RATES, "batch_tokens", NO_NUMBERS),
+        (RATES, "largest_batch", (0, 1.5)),
+    ],
+)
+def test_what_makes_no_rule_is_one_line(cls, field, wrong):
+    for value in wrong:
+        with pytest.raises(BadInput, match=field):
+            dataclasses.replace(cls, **{field: value}).validate()
+
+
+def test_budgets_are_split_into_budgets():
+    for total, count, per_budget, factor in (
+        (0, 3, 5, 2.0), (math.inf, 3, 5, 2.0), (1e12, 0, 5, 2.0), (1e12, 3, 0, 2.0),
+        (1e12, 3, 5, 0), (1e12, 3, 5, math.nan), (1e12, 3.0, 5, 2.0), ("1e12", 3, 5, 2.0),
+    ):  # fmt: skip
+        with pytest.raises(BadInput):
+            split_budget(total, count, per_budget, factor)
