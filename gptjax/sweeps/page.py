@@ -115,6 +115,16 @@ def page(title: str, body: str) -> str:
 """
 
 
+def frame(path: str | Path, height: int = 800) -> str:
+    """HTML that shows a written page inside another one, such as a notebook's output.
+
+    The page goes along whole: a notebook elsewhere cannot open this machine's files.
+    """
+    text = html.escape(Path(path).read_text(encoding="utf-8"))
+    style = f"width: 100%; height: {height}px; border: 1px solid {GREY}"
+    return f'<iframe srcdoc="{text}" style="{style}"></iframe>'
+
+
 def write_figures(folder: Path, drawn: tuple[Chart, ...]) -> None:
     """Each chart as PNG; figures that an earlier report left there go."""
     with storage_errors(f"write {folder}"):

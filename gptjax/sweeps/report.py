@@ -21,7 +21,7 @@ from gptjax.sweeps.figures import charts
 from gptjax.sweeps.findings import findings_json, law_section, optima_table, scores_table, summary
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import State
-from gptjax.sweeps.page import Cell, bullets, figure, number, page, table, write_figures
+from gptjax.sweeps.page import Cell, bullets, figure, frame, number, page, table, write_figures
 from gptjax.sweeps.sweep import Analysis
 from gptjax.training.metrics import clock, short
 from gptjax.training.workdir import storage_errors, write_json, write_whole
@@ -39,6 +39,10 @@ class Report(NamedTuple):
 
     path: Path
     summary: list[str]
+
+    def _repr_html_(self) -> str:
+        """The page as a notebook shows it."""
+        return frame(self.path)
 
 
 def write_report(folder: SweepFolder) -> Report:
