@@ -21,6 +21,7 @@ from gptjax.sweeps.launchers import STOP_SECONDS, Crashes, worker_command
 from gptjax.training.signals import Preempted
 
 QUEUE_SECONDS = 5.0  # between two looks at SLURM's queue, which all its users share
+CANCEL_SECONDS = 5.0  # until a task of Ray that has not ended is cancelled again
 REFUSED_SECONDS = 60.0  # between two submissions once SLURM refuses more, as limits make it do
 
 
@@ -66,7 +67,10 @@ def _ray_worker(
             time.sleep(0.2)
     except BaseException:
         process.terminate()
-        process.wait(STOP_SECONDS)
+        until = time.monotonic() + STOP_SECONDS
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(KeyboardInterrupt):  # it is cancelled once and again
+                time.sleep(0.2)
         raise
     return process.returncode, time.monotonic() - begun
 
@@ -133,12 +137,13 @@ class Ray:
         return len(self.tasks)
 
     def stop(self) -> None:
+        waiting, until = list(self.tasks), time.monotonic() + STOP_SECONDS
         with contextlib.suppress(self.ray.exceptions.RayError):
-            for task in self.tasks:
-                self.ray.cancel(task)
-            if self.tasks:
-                waiting = list(self.tasks)
-                self.ray.wait(waiting, num_returns=len(waiting), timeout=STOP_SECONDS)
+            while waiting and time.monotonic() < until:
+                for task in waiting:  # Ray forgets it for a task that it is about to retry
+                    self.ray.cancel(task)
+                count = len(waiting)
+                waiting = self.ray.wait(waiting, num_returns=count, timeout=CANCEL_SECONDS)[1]
         if self.ours:
             self.ray.shutdown()
 
