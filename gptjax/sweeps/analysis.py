@@ -240,7 +240,7 @@ def fit_one(name: str, fitted: Runs, held_out: Runs, analysis: Analysis) -> LawR
     why, drawn, profiles = "", None, {}
     try:
         if analysis.bootstrap:
-            drawn = bootstrap(fit, resamples=max(analysis.bootstrap, 20))
+            drawn = bootstrap(fit, resamples=max(analysis.bootstrap, 20), say=print)
         for parameter in fit.parameters:
             profiles[parameter] = profile(fit, parameter)
     except BadInput as error:

@@ -104,3 +104,14 @@ def test_an_interval_without_width_is_an_error(fit):
 
     with pytest.raises(BadInput, match="has no width"):
         interval_of("alpha", 0.3, np.full(100, 0.3), 0.95)
+
+
+def test_long_repetitions_tell_how_far_they_are(monkeypatch):
+    from gptjax.scaling.laws import progress
+
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    said = []
+    assert list(progress.counted(8, "bootstrap of a", said.append)) == list(range(8))
+    assert said[0] == "bootstrap of a: 12% · 1 of 8 · 28 s left" and len(said) == 3
+    assert list(progress.counted(3, "quiet", None)) == [0, 1, 2]

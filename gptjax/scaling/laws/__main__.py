@@ -166,7 +166,8 @@ def _fit(console, options, runs: Runs, laws: list[Law], given: dict[str, float])
         fit = fit_law(runs, law, **settings)
         boot = None
         if options.bootstrap:
-            boot = bootstrap(fit, options.bootstrap, options.seed, by=options.by)
+            say = lambda text: print(text, file=sys.stderr, flush=True)
+            boot = bootstrap(fit, options.bootstrap, options.seed, by=options.by, say=say)
         budgets = options.optimum if fit.law.has_shape or len(laws) == 1 else []
         read = {name: value for name, value in given.items() if name in law.variables}
         out["fits"].append(summary(fit, boot, budgets, **read))

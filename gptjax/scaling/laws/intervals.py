@@ -18,6 +18,7 @@ from gptjax.scaling.laws.inference import scale_of
 from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.objective import Objective
 from gptjax.scaling.laws.optimum import best_shape, check_shape_law
+from gptjax.scaling.laws.progress import Say, counted
 from gptjax.scaling.laws.solve import coordinates_of, descend, hold
 from gptjax.scaling.table import Runs
 
@@ -93,19 +94,22 @@ def bootstrap(
     *,
     level: float = 0.95,
     by: str | None = None,
+    say: Say | None = None,
 ) -> Bootstrap:
     """Refit to `resamples` draws of the runs; intervals are percentiles at `level`.
 
     `by` names a column whose equal values belong together (checkpoints of one training). A
-    parameter that the runs do not determine at all has an interval open at both ends. BadInput
-    for an interval without width.
+    parameter that the runs do not determine at all has an interval open at both ends. `say` gets
+    a line now and then when it takes longer than some seconds. BadInput for an interval without
+    width.
     """
     check_level(level)
     check_resamples(resamples)
     check_seed(seed)
     refit = Refits(fit)
     draw = resampler(fit.runs, by, np.random.default_rng(seed), needed=max(refit.free, 1))
-    raws = np.array([refit(draw()) for _ in range(resamples)])
+    what = f"bootstrap of {fit.law.name}"
+    raws = np.array([refit(draw()) for _ in counted(resamples, what, say)])
     flat = flat_parameters(fit)
     parameters, derived = figures(fit.law, raws)
     kept = {name: v for name, v in parameters.items() if name not in fit.fixed}
