@@ -116,11 +116,11 @@ class _Times:
         return found
 
     def _source(self) -> str:
-        from gptjax.sweeps.timing import KEPT_DAYS, age, store_of
+        from gptjax.sweeps.timing import KEPT_HOURS, age, store_of
 
         return (
             f"measured {_ago(age(self.costs))} on {self.place.label}; measured anew after "
-            f"{KEPT_DAYS:g} days, or without {store_of(self.points[0].experiment)}"
+            f"{KEPT_HOURS:g} hours, or without {store_of(self.points[0].experiment)}"
         )
 
 

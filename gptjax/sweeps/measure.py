@@ -178,6 +178,7 @@ def main() -> int:
         return 1
     if given.cpus:  # before jax counts them
         os.sched_setaffinity(0, {int(cpu) for cpu in given.cpus.split(",")})
+    tempfile.tempdir = str(given.folder)  # whoever stops this takes it all away
     allocator.tune()
     use_compilation_cache()
     quiet_libraries()

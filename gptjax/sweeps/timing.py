@@ -2,7 +2,7 @@
 
 They are measured as a sweep's workers run: on a CPU in as many pinned processes at once as there
 will be workers, each with a part of the programs, elsewhere in one process. The figures are kept
-beside the prepared corpora for a week, so a second plan is free; what else the machine did while
+beside the prepared corpora for a day, so a second plan is free; what else the machine did while
 they were taken is in them.
 """
 
@@ -30,7 +30,7 @@ from gptjax.sweeps.sweep import Point, digest, identity
 from gptjax.training.config import program_config
 from gptjax.training.workdir import read_json, storage_errors, write_json
 
-KEPT_DAYS = 7.0
+KEPT_HOURS = 24.0
 
 Say = Callable[[str], None]
 
@@ -51,8 +51,9 @@ class Place:
     @property
     def label(self) -> str:
         """What a measurement holds for."""
-        pinned = len(self.shares[0]) or "all"
-        return f"{self.workers} x {pinned} cores, {self.device}"
+        cores = len(self.shares[0])
+        pinned = f" pinned to {cores} cores each" if cores else ""
+        return f"{self.workers} workers{pinned}, {self.device}"
 
 
 ASK = (
@@ -85,7 +86,7 @@ def find_place(launcher: str, workers: int, points: int) -> Place:
         about = json.loads(done.stdout)
     backend, count, kind, version = about
     kind = _processor() if backend == "cpu" else kind
-    device = f"{count} {kind}, jax {version}"
+    device = f"{f'{count} x ' if count > 1 else ''}{kind}, jax {version}"
     if launcher == "here":
         return Place(device, backend, ((),), here=True)
     can_pin = backend == "cpu" and hasattr(os, "sched_getaffinity")
@@ -111,7 +112,7 @@ def _processor() -> str:
 def measured(points: Sequence[Point], place: Place, say: Say = print) -> dict[str, Cost | str]:
     """For each program of the points what it costs, or why it was not measured.
 
-    What is not known yet, or is older than a week, is measured now.
+    What is not known yet, or is older than a day, is measured now.
     """
     programs = {point.program: point.experiment for point in points}
     found: dict[str, Cost | str] = {}
@@ -124,7 +125,7 @@ def measured(points: Sequence[Point], place: Place, say: Say = print) -> dict[st
         return found
     for config in {_one_corpus(e): e.data for e in new.values()}.values():
         data.prepare(config, report=say)
-    say(f"measuring {len(new)} programs in {place.workers} processes, once a week")
+    say(f"measuring {len(new)} programs in {place.workers} processes, once a day")
     begun = time.monotonic()
     for program, outcome in _measure(new, place):
         found[program] = outcome
@@ -156,7 +157,7 @@ def _known(experiment: Experiment, place: Place) -> Cost | None:
         cost = Cost(**{name: float(value) for name, value in row.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return cost if abs(time.time() - cost.when) < KEPT_DAYS * 86400 else None
+    return cost if abs(time.time() - cost.when) < KEPT_HOURS * 3600 else None
 
 
 def _keep(experiment: Experiment, place: Place, cost: Cost) -> None:

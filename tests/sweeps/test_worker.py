@@ -76,9 +76,9 @@ def test_status_and_plan_name_every_point(trunks, capsys):
     show_status(result.folder, list(result.folder.points))
     shown = capsys.readouterr().out
     assert all(point.name in shown for point in sweep.points) and "3 done" in shown
-    show_plan(sweep)
+    show_plan(sweep, launcher="here")
     shown = capsys.readouterr().out
-    assert "3 points, 1 compiled programs" in shown and "expected time" in shown
+    assert "3 points, 1 compiled programs" in shown and "expected wall time" in shown
 
 
 def test_a_finished_sweep_is_left_alone(trunks):
