@@ -71,7 +71,6 @@ class Comparison:
     reference: str
     corpora: Mapping[str, str]
     law: str  # "chinchilla" or "power"
-    exponents: str
     unit: str
     fits: Mapping[str, Fit]  # one for "joint", or one per resource
     gains: tuple[Gain, ...]
@@ -87,7 +86,7 @@ def compare_runs(
     reference: str | None = None,
     corpora: Mapping[str, str] | None = None,
     law: str = "auto",
-    exponents: str = "own",
+    exponents: str = "auto",
     resamples: int = 400,
     seed: int = 0,
     level: float = 0.95,
@@ -96,9 +95,11 @@ def compare_runs(
 
     `law`: "chinchilla" fits L(N, D) of all jointly and reads each one's compute-optimal line;
     "power" fits loss against each resource alone, for ladders of compute-optimal runs; "auto"
-    takes the first where every table varies D beside N. `exponents`: "own" per architecture or
-    "shared". Columns `seconds` and `bytes` are used where a table has them. BadInput when there
-    are fewer than two tables or too few runs.
+    takes the first where every table varies D beside N. `exponents`: "own" per architecture,
+    "shared", or "auto": shared unless own ones are worth their number by the AIC corrected for
+    few runs (Hurvich and Tsai, 1989); gains hang on them by far the most. Columns `seconds` and
+    `bytes` are used where a table has them. BadInput when there are fewer than two tables or too
+    few runs.
     """
     check(tables, reference, law, exponents, level, resamples, seed)
     labels = list(tables)
@@ -115,8 +116,8 @@ def compare_runs(
     groups = [("parameters", "tokens")] if law == "chinchilla" else [(name,) for name in known]
     fits, gains, lines = {}, [], {}
     for variables in groups:
-        joint = JointPower(labels, variables, [corpora[label] for label in labels], exponents)
-        fit = fit_law(joint_table(tables), joint)
+        floors = [corpora[label] for label in labels]
+        fit = fit_joint(joint_table(tables), labels, variables, floors, exponents)
         raws = resample(fit, list(tables.values()), resamples, seed)
         name = "joint" if law == "chinchilla" else variables[0]
         fits[name] = fit
@@ -134,12 +135,13 @@ def compare_runs(
             else:
                 gains += _gains(label, reference, axes[k], axes[r], fit, raws, variables, level)
         remarks += [f"{name}: {flag}" for flag in fit.flags]
+        if exponents == "auto":
+            remarks.append(f"{name}: {fit.law.exponents} exponents have the lower corrected AIC")
     return Comparison(
         tables=tables,
         reference=reference,
         corpora=corpora,
         law=law,
-        exponents=exponents,
         unit=unit,
         fits=fits,
         gains=tuple(gains),
@@ -148,6 +150,22 @@ def compare_runs(
         level=level,
         remarks=tuple(remarks),
     )
+
+
+def fit_joint(
+    runs: Runs, labels: list[str], variables: tuple[str, ...], floors: list[str], exponents: str
+) -> Fit:
+    """The joint law with these exponents, or for "auto" with those of the lower corrected AIC."""
+    kinds = ("shared", "own") if exponents == "auto" else (exponents,)
+    fits = [fit_law(runs, JointPower(labels, variables, floors, kind)) for kind in kinds]
+    return min(fits, key=corrected_aic)
+
+
+def corrected_aic(fit: Fit) -> float:
+    """AIC with the correction for few runs; infinite where there are too few to tell."""
+    free = len(fit.raw) + 1  # the scale of the residuals is estimated too
+    left = len(fit.runs) - free - 1
+    return fit.aic + 2 * free * (free + 1) / left if left > 0 else np.inf
 
 
 def check(tables, reference, law: str, exponents: str, level, resamples, seed) -> None:
@@ -161,7 +179,7 @@ def check(tables, reference, law: str, exponents: str, level, resamples, seed) -
         raise BadInput(f"reference is {reference!r}, not one of {', '.join(tables)}{near}")
     for name, value, options in (
         ("law", law, ("auto", "chinchilla", "power")),
-        ("exponents", exponents, ("own", "shared")),
+        ("exponents", exponents, ("auto", "own", "shared")),
     ):
         if value not in options:
             near = did_you_mean(value, options)
@@ -297,7 +315,7 @@ class Axes:
         return {name: found[name] for name in self.known}
 
     def reached(self, raw: np.ndarray) -> tuple[float, float]:
-        """(highest, lowest) fitted loss on the line over what the runs spent."""
+        """(highest, lowest) loss that a run had and that the line has over what runs spent."""
         name = "flops" if len(self.law.of) == 2 else self.law.of[0]
         spent = self.runs.column(name)
         E, _, _ = self.law.of_label(raw, self.k)
@@ -310,7 +328,8 @@ class Axes:
         ends = np.interp(
             np.log([spent.min(), spent.max()]), np.log(x[known]), np.log(losses[known])
         )
-        return float(np.exp(ends[0])), float(np.exp(ends[1]))
+        high, low = (float(np.exp(end)) for end in ends)
+        return min(high, float(self.runs.loss.max())), max(low, float(self.runs.loss.min()))
 
 
 def _gains(label, reference, mine: Axes, other: Axes, fit: Fit, raws, variables, level):

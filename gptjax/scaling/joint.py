@@ -19,7 +19,7 @@ class JointPower(Law):
 
     def __init__(self, labels, variables, floors, exponents: str = "own"):
         """`floors`: the corpus of each label. `exponents`: "own" or "shared" by all labels."""
-        self.labels, self.of = tuple(labels), tuple(variables)
+        self.labels, self.of, self.exponents = tuple(labels), tuple(variables), exponents
         corpora = sorted(set(floors))
         self.floor_of = np.array([corpora.index(corpus) for corpus in floors])
         self.variables = (*self.of, INDEX)

@@ -201,6 +201,7 @@ def comparison_body(comparison: Comparison, drawn: tuple[Chart, ...]) -> str:
         rows.append([*row, Cell(gain.verdict, gain.verdict, True)])
     heads = ["sweep", "resource", f"gain over {comparison.reference}", "at loss", "overlap"]
     form = "L(N, D)" if comparison.law == "chinchilla" else "one power per resource"
+    exponents = " and ".join(sorted({fit.law.exponents for fit in comparison.fits.values()}))
     parts = [
         "<h1>Comparison</h1>",
         f'<p class="lead">{html.escape(labels)}; the reference is '
@@ -208,7 +209,7 @@ def comparison_body(comparison: Comparison, drawn: tuple[Chart, ...]) -> str:
         f'<div class="summary">{bullets(summary(comparison))}</div>',
         "<h2>Gains at equal loss</h2>",
         f"<p>How many times less is needed than by {html.escape(comparison.reference)} to reach "
-        f"the same loss, fitted jointly ({form}, {comparison.exponents} exponents) above one "
+        f"the same loss, fitted jointly ({form}, {exponents} exponents) above one "
         f"floor for each corpus; {100 * comparison.level:.0f}% intervals from "
         f"{comparison.resamples} resamples of each sweep's runs. "
         "Not separable: the interval holds 1.</p>",
@@ -254,7 +255,7 @@ def comparison_json(comparison: Comparison) -> dict:
         "reference": comparison.reference,
         "corpora": dict(comparison.corpora),
         "law": comparison.law,
-        "exponents": comparison.exponents,
+        "exponents": {name: fit.law.exponents for name, fit in comparison.fits.items()},
         "unit": comparison.unit,
         "runs": {label: list(runs.names) for label, runs in comparison.tables.items()},
         "gains": [
@@ -304,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", default="", help="where to write (default: beside the first)")
     parser.add_argument("--reference", help="the label that the others are measured against")
     parser.add_argument("--law", default="auto", help="auto, chinchilla or power")
-    parser.add_argument("--exponents", default="own", help="own or shared")
+    parser.add_argument("--exponents", default="auto", help="auto, own or shared")
     parser.add_argument("--resamples", type=int, default=400)
     try:
         given = parser.parse_args(arguments)

@@ -1,5 +1,7 @@
 """Comparisons of tables whose gain is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,8 @@ def test_gains_stay_within_the_losses_that_both_reached(better):
         for runs in better.tables.values():
             assert gain.losses.max() <= runs.loss.max() and gain.losses.min() >= runs.loss.min()
     x, loss = better.lines["flops"]["gelu"]
-    assert np.allclose([x[0], x[-1]], [BUDGETS[0], BUDGETS[-1]], rtol=1e-3)
+    assert BUDGETS[0] * 0.999 <= x[0] and x[-1] <= BUDGETS[-1] * 1.001
+    assert np.allclose([x[0], x[-1]], [BUDGETS[0], BUDGETS[-1]], rtol=0.05)
     assert (np.diff(loss) < 0).all() and (np.diff(x) > 0).all()
 
 
@@ -95,7 +98,7 @@ def test_a_floor_for_each_corpus():
     corpora = {"a": "code", "b": "code", "c": "prose"}
     found = compare_runs(tables, corpora=corpora, resamples=20)
     names = found.fits["joint"].parameters
-    assert {"E[code]", "E[prose]", "A[a]", "beta[c]"} <= set(names)
+    assert {"E[code]", "E[prose]", "A[a]", "B[c]"} <= set(names)
     assert all((gain.at is None) == (gain.label == "c") for gain in found.gains)
     assert "another corpus" in found.gains[-1].verdict
 
@@ -104,6 +107,16 @@ def test_losses_are_per_byte_where_tokens_differ():
     found = compare_runs({"a": isoflops(), "b": isoflops(bytes_per_token=2.0)}, resamples=20)
     assert found.unit == "nats per byte"
     assert np.allclose(found.tables["a"].loss, isoflops().loss / 4)
+
+
+def test_exponents_are_shared_until_own_ones_are_worth_it():
+    runs = {"a": isoflops(), "b": isoflops(1.5, seed=1)}
+    found = compare_runs(runs, resamples=20)
+    assert found.fits["joint"].law.exponents == "shared"
+    assert "joint: shared exponents have the lower corrected AIC" in found.remarks
+    flat = runs["b"].loss.mean() * (runs["b"].loss / runs["b"].loss.mean()) ** 0.3
+    bent = {**runs, "b": dataclasses.replace(runs["b"], loss=flat)}
+    assert compare_runs(bent, resamples=20).fits["joint"].law.exponents == "own"
 
 
 def test_slopes_of_the_joint_law():
@@ -129,7 +142,7 @@ def test_slopes_of_the_joint_law():
     [
         ({"reference": "gel"}, "did you mean 'gelu'"),
         ({"law": "chinchila"}, "did you mean 'chinchilla'"),
-        ({"exponents": "mine"}, "not one of own, shared"),
+        ({"exponents": "mine"}, "not one of auto, own, shared"),
         ({"resamples": 3}, "at least 20"),
         ({"level": 95}, "share between 0 and 1"),
     ],
