@@ -16,6 +16,7 @@ from gptjax.scaling.joint import INDEX, JointPower
 from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
 from gptjax.scaling.laws.fit import Fit, fit_law
 from gptjax.scaling.laws.intervals import Interval, Refits
+from gptjax.scaling.laws.isoflop import SAME_BUDGET, same_budgets
 from gptjax.scaling.laws.optimum import Cost
 from gptjax.scaling.table import Runs
 
@@ -249,30 +250,40 @@ def joint_table(tables: Mapping[str, Runs]) -> Runs:
 
 
 def resample(fit: Fit, tables: list[Runs], resamples: int, seed: int) -> np.ndarray:
-    """[resamples, P]: refits to runs drawn with replacement within each sweep.
+    """[resamples, P]: refits to runs drawn with replacement within each budget of each sweep.
 
+    Budgets were planned and did not turn out: a draw that lacks one would tell of another design.
     Residuals about a fit are smaller than the noise by the parameters that followed it; draws are
     widened about the estimate for that.
     """
     random = np.random.default_rng(seed)
     refit = Refits(fit)
-    sizes = [len(runs) for runs in tables]
-    needed = [min(size, 2 * len(fit.law.of) + 1) for size in sizes]
+    strata = [_strata(runs) for runs in tables]
+    needed = [min(len(runs), 2 * len(fit.law.of) + 1) for runs in tables]
     raws = []
     for _ in range(resamples):
-        counts = np.concatenate(
-            [_draw(size, least, random) for size, least in zip(sizes, needed, strict=True)]
-        )
-        raws.append(refit(counts))
-    runs = sum(sizes)
+        drawn = [_draw(groups, least, random) for groups, least in zip(strata, needed, strict=True)]
+        raws.append(refit(np.concatenate(drawn)))
+    runs = len(fit.runs)
     widen = np.sqrt(runs / max(runs - refit.free, 1))
     return fit.raw + (np.array(raws) - fit.raw) * widen
 
 
-def _draw(size: int, least: int, random: np.random.Generator) -> np.ndarray:
+def _strata(runs: Runs) -> list[np.ndarray]:
+    """Rows by budget where each of several has three runs or more, else all of them together."""
+    budget = same_budgets(runs.flops, SAME_BUDGET)
+    groups = [np.flatnonzero(budget == one) for one in np.unique(budget)]
+    if len(groups) > 1 and min(len(group) for group in groups) >= 3:
+        return groups
+    return [np.arange(len(runs))]
+
+
+def _draw(groups: list[np.ndarray], least: int, random: np.random.Generator) -> np.ndarray:
     """How often each run is drawn; at least `least` different ones."""
+    size = sum(len(group) for group in groups)
     while True:
-        counts = np.bincount(random.integers(0, size, size), minlength=size)
+        rows = np.concatenate([random.choice(group, len(group)) for group in groups])
+        counts = np.bincount(rows, minlength=size)
         if np.count_nonzero(counts) >= least:
             return counts.astype(float)
 
