@@ -58,6 +58,7 @@ def sweep_cpu_10min() -> Sweep:
     than 16 at 56 and at 96.
 
     python experiments/run.py --exp=sweep_cpu_10min
+    python experiments/run.py --exp=sweep_cpu_10min --minutes=5 --tune
     """
     base = byte_run(length=128, lr=0.01)
     rates = Rates(

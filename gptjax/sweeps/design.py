@@ -10,6 +10,7 @@ the machine's speed may have changed.
 import bisect
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import time
@@ -202,7 +203,12 @@ def for_minutes(
             f"--minutes={minutes:g} is more than the shapes of {sweep.name} have a use for: "
             f"{highest / 60:.1f} are the most on this machine, unless the design's `largest` grows"
         )
-    total = choices[bisect.bisect_right(choices, 60 * minutes, key=wall) - 1]
+    # More FLOPs may take less time, where another shape or another order fits better.
+    first = bisect.bisect_right(choices, 60 * minutes, key=wall)
+    near = itertools.takewhile(lambda total: wall(total) < 66 * minutes, choices[first:])
+    total = max(
+        [total for total in near if wall(total) <= 60 * minutes], default=choices[first - 1]
+    )
     return sweep.planned(design=sweep.design.scaled(total))
 
 
