@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from gptjax.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
-    EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     BadInput,
+    exit_code_of,
     nearest,
 )
 from gptjax.process import quiet_libraries, use_compilation_cache
@@ -41,7 +41,7 @@ options of a sweep (fields set by --part.field=value are those of its base exper
   --workers N      how many (default: the device decides)
   --retry-failed   try points again that have failed
   --minutes N      plan it for so many minutes on this machine; steps are measured before, once
-                   a week
+                   a day
   --budget FLOPS   plan it for so many FLOPs in all, such as 1e14
   --tune           find learning rates and batches first, by short runs of some sizes
 """
@@ -222,8 +222,11 @@ def _one_line(box: str) -> str:
     return " ".join(lines) or "the arguments cannot be read; --help lists the fields"
 
 
-def show_list() -> None:
-    """A line for each experiment and each sweep."""
+def show_list() -> int:
+    """A line for each experiment and each sweep; those that are broken are named on stderr.
+
+    The exit code.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -237,31 +240,34 @@ def show_list() -> None:
         table.add_column(name, overflow="fold")
     for name in ("parameters", "tokens", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
-    sweeps = []
-    for name in registry.names():
-        e = registry.get(name)
-        if isinstance(e, registry.Sweep):
-            sweeps.append(e)
-            continue
-        flops = count_flops(e.model, e.data.sequence_length).training * e.tokens
-        total = count_parameters(e.model).total
-        table.add_row(name, registry.describe(name), short(total), short(e.tokens), short(flops))
     many = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("sweep", "what it is"):
         many.add_column(name, overflow="fold")
     for name in ("points", "parameters", "FLOPs"):
         many.add_column(name, justify="right", no_wrap=True)
-    for sweep in sweeps:
-        sizes = [point.parameters for point in sweep.points]
-        sizes = f"{short(min(sizes))} to {short(max(sizes))}"
-        what = registry.describe(sweep.name)
-        many.add_row(sweep.name, what, str(len(sweep.points)), sizes, short(sweep.flops))
-    console = Console(highlight=False)
+    failed = [f"{module} cannot be imported: {why}" for module, why in registry.broken().items()]
+    for name in registry.names():
+        try:
+            e, what = registry.get(name), registry.describe(name)
+            if isinstance(e, registry.Sweep):
+                sizes = [point.parameters for point in e.points]
+                sizes = f"{short(min(sizes))} to {short(max(sizes))}"
+                many.add_row(name, what, str(len(e.points)), sizes, short(e.flops))
+            else:
+                flops = count_flops(e.model, e.data.sequence_length).training * e.tokens
+                total = count_parameters(e.model).total
+                table.add_row(name, what, short(total), short(e.tokens), short(flops))
+        except BadInput as error:
+            failed.append(f"{name}: {error}")
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+        console = Console(highlight=False, markup=False, width=120)
     console.print(table)
-    if sweeps:
+    if many.row_count:
         console.print(many)
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return EXIT_BAD_INPUT if failed else EXIT_DONE
 
 
 def _meant(argument: str) -> str:
@@ -311,8 +317,7 @@ def run(command: Command) -> int:
     if command.list:
         if command.overrides:
             raise BadInput(f"--list takes nothing else, and '{command.overrides[0]}' is given")
-        show_list()
-        return EXIT_DONE
+        return show_list()
     if not command.exp:
         if command.help:
             print(USAGE, end="")
@@ -352,20 +357,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 done, 2 bad input, 75 stopped and saved, 130 interrupted, 1 otherwise."""
     arguments = sys.argv[1:] if arguments is None else arguments
     quiet_libraries()
-    try:
-        command = parse(arguments)
-        trains = command.exp and not (command.list or command.help or command.dry_run)
-        with LeaveAtOnce() if trains else contextlib.nullcontext():
+    return exit_code_of(lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    command = parse(arguments)
+    trains = command.exp and not (command.list or command.help or command.dry_run)
+    with LeaveAtOnce() if trains else contextlib.nullcontext():
+        try:
             return run(command)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except Preempted as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return EXIT_PREEMPTED
-    except SystemExit as stop:
-        return stop.code or EXIT_DONE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return EXIT_DONE
+        except Preempted as stopped:
+            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+            return EXIT_PREEMPTED

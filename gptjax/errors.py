@@ -66,7 +66,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except SystemExit as stop:
         if stop.code == EXIT_FAILED:  # what rich makes of a closed pipe
             _mute()
-        raise
+        return stop.code or EXIT_DONE
 
 
 def _mute() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
+import traceback
 from collections.abc import Callable
 
 from gptjax.errors import BadInput, did_you_mean
@@ -11,6 +12,7 @@ from gptjax.experiment import Experiment
 from gptjax.sweeps.sweep import Sweep
 
 _functions: dict[str, Callable[[], Experiment | Sweep]] = {}
+_broken: dict[str, str] = {}  # modules that cannot be imported, and why
 _loaded = False
 
 
@@ -25,15 +27,38 @@ def register(function: Callable[[], Experiment | Sweep]) -> Callable[[], Experim
 
 
 def _load() -> None:
-    """Import every module of the `experiments` package, once."""
+    """Import every module of the `experiments` package, once; one that fails costs only itself."""
     global _loaded
     if _loaded:
         return
-    package = importlib.import_module("experiments")
+    try:
+        package = importlib.import_module("experiments")
+    except ImportError as error:
+        raise BadInput(f"the package experiments is not found: {error}") from None
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "run":
-            importlib.import_module(f"experiments.{module.name}")
+        name = f"experiments.{module.name}"
+        try:
+            if module.name != "run":
+                importlib.import_module(name)
+        except Exception as error:
+            _broken[name] = _why(error)
     _loaded = True
+
+
+def broken() -> dict[str, str]:
+    """Modules of `experiments` that cannot be imported, and why."""
+    _load()
+    return dict(_broken)
+
+
+def _why(error: Exception) -> str:
+    """An error of an experiment's code in one line, with its place there."""
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if "experiments" in frame.filename] or frames
+    place = f"{theirs[-1].filename}, line {theirs[-1].lineno}"
+    return f"{type(error).__name__}: {error} ({place})"
 
 
 def names() -> list[str]:
@@ -61,14 +86,20 @@ def resolve(name: str) -> str:
     if ends:
         raise BadInput(f"experiment '{name}' is ambiguous: {', '.join(ends)}")
     hint = did_you_mean(name, known) or "; --list shows them all"
-    raise BadInput(f"unknown experiment '{name}'{hint}")
+    failed = "".join(f"; {module} cannot be imported: {why}" for module, why in _broken.items())
+    raise BadInput(f"unknown experiment '{name}'{hint}{failed}")
 
 
 def get(name: str) -> Experiment | Sweep:
     """What is registered under a name (an unambiguous suffix will do); BadInput for none."""
     name = resolve(name)
     function = _functions[name]
-    experiment = function()
+    try:
+        experiment = function()
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{name} cannot be made: {_why(error)}") from error
     if not isinstance(experiment, Experiment | Sweep):
         where = f"{function.__module__}.{function.__qualname__}"
         raise BadInput(f"{where} returned {experiment!r}, neither an Experiment nor a Sweep")

@@ -147,6 +147,13 @@ class Ray:
         if self.ours:
             self.ray.shutdown()
 
+    def kill(self) -> None:
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            for task in self.tasks:
+                self.ray.cancel(task, force=True)
+        if self.ours:
+            self.ray.shutdown()
+
 
 def _amount(name: str) -> float | None:
     """A number of CPUs or GPUs from the environment."""
@@ -300,6 +307,9 @@ class Slurm:
             time.sleep(1.0)
             states = self._states() or {}
             self.queue = {number for number, state in states.items() if state not in SLURM_ENDED}
+        self.kill()
+
+    def kill(self) -> None:
         if self.queue:
             _scancel(*self.queue)
 

@@ -11,18 +11,22 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from gptjax.errors import BadInput, DamagedData, did_you_mean
+from gptjax.errors import BadInput, DamagedData, check_types, did_you_mean
 from gptjax.experiment import Experiment
 from gptjax.scaling.table import Runs
-from gptjax.sweeps.ledger import Ledger, State
+from gptjax.sweeps.ledger import Ledger
 from gptjax.sweeps.sweep import Analysis, Point, Sweep
 from gptjax.sweeps.trunks import find_branches, ready
-from gptjax.training.workdir import read_json, write_json
+from gptjax.training.workdir import read_json, storage_errors, write_json
+
+OPTIONS = {"attempts": int, "together": int, "share_trunks": bool}
+POINT = re.compile(r"(?!\.{1,2}$)[\w.+=-]+")  # a point's name is that of its folder
 
 
 class SweepFolder:
@@ -48,11 +52,11 @@ class SweepFolder:
     @staticmethod
     def create(sweep: Sweep, path: str | Path) -> "SweepFolder":
         """The folder of a sweep, new or as it stands; points that changed are other points."""
-        path = Path(path)
-        if (path / "experiment.json").exists():
+        path = _place(path)
+        if _holds_file(path, "experiment.json"):
             raise BadInput(f"{path} holds a single run, not a sweep; give another --workdir")
         before: object = {}
-        if (path / "sweep.json").exists():
+        if _holds_file(path, "sweep.json"):
             with contextlib.suppress(DamagedData):  # it is written anew
                 before = read_json(path / "sweep.json")
         before = before if isinstance(before, dict) else {}
@@ -79,9 +83,13 @@ class SweepFolder:
                 for point in sweep.points
             ],
         }
+        with storage_errors(f"use {folder.ledger.folder}"):
+            folder.ledger.folder.mkdir(parents=True, exist_ok=True)
         if before == json.loads(json.dumps(tree)):
             return folder
-        theirs = [str(row.get("name")) for row in before.get("points", ()) if isinstance(row, dict)]
+        rows = before.get("points")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        theirs = [str(row.get("name")) for row in rows if POINT.fullmatch(str(row.get("name")))]
         if {*theirs} != {*folder.points}:
             alive = [name for name in theirs if Ledger(path, theirs).running(name)]
             if alive:
@@ -95,24 +103,10 @@ class SweepFolder:
     @staticmethod
     def open(path: str | Path) -> "SweepFolder":
         """The folder as its sweep.json describes it, without the code that registered it."""
-        tree = _sweep_json(Path(path))
-        try:
-            points = tuple(
-                Point(
-                    name=row["name"],
-                    experiment=Experiment.from_json(row["experiment"]),
-                    row=row["row"],
-                    group=row["group"],
-                )
-                for row in tree["points"]
-            )
-            options = (tree[key] for key in ("attempts", "together", "share_trunks"))
-            return SweepFolder(path, tree["name"], points, *options)
-        except (KeyError, TypeError):
-            raise DamagedData(
-                f"{Path(path) / 'sweep.json'} is damaged, or written by another version: start "
-                "the sweep by its name, and it is written anew"
-            ) from None
+        path = _place(path)
+        tree = _sweep_json(path)
+        points = tuple(_point(path, row) for row in tree["points"])
+        return SweepFolder(path, tree["name"], points, *(tree[name] for name in OPTIONS))
 
     def check_unchanged(self) -> None:
         """BadInput when the sweep was started here with other points since this was opened."""
@@ -125,9 +119,11 @@ class SweepFolder:
         tree = _sweep_json(self.path)["analysis"]
         try:
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
-            return Analysis(**fields)
-        except (AttributeError, TypeError):
-            raise DamagedData(f"{self.path / 'sweep.json'} is damaged: its analysis") from None
+            analysis = Analysis(**fields)
+            check_types("analysis", analysis)
+        except (TypeError, BadInput) as error:
+            raise _damaged(self.path, f"its analysis: {error}") from None
+        return analysis
 
     def workdir(self, point: str) -> Path:
         """The run folder of a point."""
@@ -214,18 +210,54 @@ def _number(text: str) -> float | None:
         return None
 
 
+def _place(path: str | Path) -> Path:
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise BadInput(f"the sweep's folder is {path!r}; give a path, such as 'runs/rates'")
+    return Path(path)
+
+
+def _holds_file(path: Path, name: str) -> bool:
+    with storage_errors(f"use {path}"):
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path} is a file, not a folder; give another --workdir")
+        return (path / name).exists()
+
+
 def _sweep_json(path: Path) -> dict:
-    if not (path / "sweep.json").exists():
+    if not _holds_file(path, "sweep.json"):
         raise BadInput(f"{path} holds no sweep: there is no sweep.json in it")
     tree = read_json(path / "sweep.json")
-    if not isinstance(tree, dict) or not {"name", "points", "analysis"} <= tree.keys():
-        raise DamagedData(f"{path / 'sweep.json'} is damaged")
+    if not isinstance(tree, dict):
+        raise _damaged(path, "it is no object")
+    kinds = {"name": str, "points": list, "analysis": dict, **OPTIONS}
+    for name, kind in kinds.items():
+        value = tree.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise _damaged(path, f"its {name}")
+        if kind is int and value < 1:
+            raise _damaged(path, f"its {name} is {value}")
+    names = [row.get("name") if isinstance(row, dict) else None for row in tree["points"]]
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not POINT.fullmatch(name) or names.index(name) < number:
+            raise _damaged(path, f"the name of point {number}")
     return tree
 
 
-def summary(states: dict[str, State]) -> dict[str, int]:
-    """How many points stand where."""
-    counts: dict[str, int] = {}
-    for state in states.values():
-        counts[state.status] = counts.get(state.status, 0) + 1
-    return counts
+def _point(path: Path, row: dict) -> Point:
+    """A point of a checked sweep.json."""
+    for name, kind in (("row", dict), ("group", str), ("experiment", dict)):
+        if not isinstance(row.get(name), kind):
+            raise _damaged(path, f"the {name} of {row['name']}")
+    try:
+        experiment = Experiment.from_json(row["experiment"])
+        experiment.validate()
+    except BadInput as error:
+        raise _damaged(path, f"{row['name']}: {error}") from None
+    return Point(row["name"], experiment, row["row"], row["group"])
+
+
+def _damaged(path: Path, what: str) -> DamagedData:
+    return DamagedData(
+        f"{path / 'sweep.json'} is damaged, or written by another version ({what}): start the "
+        "sweep by its name, and it is written anew"
+    )

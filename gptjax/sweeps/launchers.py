@@ -35,6 +35,9 @@ class Launcher(Protocol):
     def stop(self) -> None:
         """Ask all workers to save and leave, and wait for them."""
 
+    def kill(self) -> None:
+        """End all workers without a save."""
+
 
 def worker_command(folder: Path, only: tuple[str, ...]) -> list[str]:
     """What starts a worker on any machine."""
@@ -128,6 +131,12 @@ class Local:
             try:
                 process.wait(max(until - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def kill(self) -> None:
+        for process in self.running:
+            if process is not None:
                 process.kill()
                 process.wait()
 

@@ -24,10 +24,14 @@ from gptjax.training.workdir import MetricsLog, read_json, storage_errors, write
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0  # a holder on another host that is silent for longer has lost its point
+ALONE_SECONDS = 20.0  # a change of the ledger takes far less
 DEATHS = 10  # in a row without a newer checkpoint, until a point counts as failed
 
 Status = Literal["waiting", "done", "diverged", "failed"]
 FINISHED = ("done", "diverged", "failed")
+# Figures of a finished run that sweeps count with.
+FIGURES = ("validation_loss", "population_loss", "bits_per_byte", "parameters", "tokens", "flops",
+           "non_embedding_parameters", "steps", "seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Lease:
         self.point = point
         self.path = path
         self.descriptor = descriptor
+        self.holder = os.pread(descriptor, 4096, 0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -67,7 +72,7 @@ class Lease:
         """Give the point back; `done=False` leaves the holder's name, as a death would."""
         self._stop.set()
         self._thread.join()
-        if done:
+        if done and os.pread(self.descriptor, 4096, 0) == self.holder:  # nobody took it over
             os.ftruncate(self.descriptor, 0)
         os.close(self.descriptor)
 
@@ -78,8 +83,6 @@ class Ledger:
     def __init__(self, folder: Path, points: list[str]):
         self.folder = Path(folder) / "ledger"
         self.points = list(points)
-        with storage_errors(f"use {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "events.jsonl"
         self._held: dict[str, Lease] = {}
 
@@ -93,10 +96,12 @@ class Ledger:
         try:
             state = State(**read_json(path))
             numbers = (state.starts, state.failures, state.deaths, state.step)
-            good = state.status in ("waiting", *FINISHED) and isinstance(state.figures, dict)
+            good = state.status in ("waiting", *FINISHED) and isinstance(state.error, str)
+            figures = [state.figures.get(name, 0) for name in FIGURES]
+            good = good and all(isinstance(value, int | float) for value in figures)
             if good and all(isinstance(n, int) for n in numbers):
                 return state
-        except (TypeError, DamagedData):
+        except (AttributeError, TypeError, DamagedData):
             pass
         raise DamagedData(f"{path} is damaged: remove it, and the point is looked at anew")
 
@@ -104,14 +109,18 @@ class Ledger:
         return {point: self.state(point) for point in self.points}
 
     def running(self, point: str) -> dict | None:
-        """Who holds a point now: process, host and since when; None when nobody does."""
+        """Who holds a point now: its process and host; None when nobody does.
+
+        Nothing is written: anybody who may read the folder may look.
+        """
         path = self.folder / f"{point}.lease"
-        if not path.exists():
-            return None
-        with self._locked():  # looking at a lease takes its lock for a moment
-            descriptor = os.open(path, os.O_RDWR)
+        with self._looking(), storage_errors(f"read {path}"):
             try:
-                return self._holder(path, descriptor)
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            try:
+                return self._holder(path, descriptor, fcntl.LOCK_SH)
             finally:
                 os.close(descriptor)
 
@@ -119,36 +128,76 @@ class Ledger:
         """Every change so far, oldest first."""
         return MetricsLog(self.log).rows()
 
-    def _holder(self, path: Path, descriptor: int) -> dict | None:
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Keeps those who claim out, as far as one who only reads may: a look at a lease takes
+        its lock for a moment."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # there is none yet, or no right or no locks
+                file = stack.enter_context(open(self.folder / ".lock", "rb"))
+                fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def _holder(self, path: Path, descriptor: int, lock: int = fcntl.LOCK_EX) -> dict | None:
         """The living holder of an open lease. Leaves the lease locked when there is none."""
         try:
             holder = json.loads(os.pread(descriptor, 4096, 0) or b"null")
             holder = {"host": str(holder["host"]), "pid": int(holder["pid"])}
         except (ValueError, TypeError, KeyError):
             holder = None  # nobody, or a kill tore it
+        locks = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
         except BlockingIOError:
             return holder or {"host": "?", "pid": 0}
         except OSError:
-            pass  # a file system without locks: the heartbeat alone must do
-        elsewhere = holder is not None and holder["host"] != socket.gethostname()
-        return holder if elsewhere and self._age(path) < LEASE_SECONDS else None
+            locks = False  # a file system without locks: the heartbeat alone must do
+        if holder is None:
+            return None
+        if holder["host"] == socket.gethostname() and (locks or not _lives(holder["pid"])):
+            return None
+        return holder if self._age(path) < LEASE_SECONDS else None
 
     def _age(self, path: Path) -> float:
-        """Seconds since the last heartbeat, by the file server's clock."""
+        """Seconds since the last heartbeat, by the file server's clock or, for a reader, ours."""
         now = self.folder / ".now"
-        now.touch()
-        return now.stat().st_mtime - path.stat().st_mtime
+        try:
+            now.touch()
+            return now.stat().st_mtime - path.stat().st_mtime
+        except OSError:
+            return time.time() - path.stat().st_mtime
 
     # ---------------------------------------------------------------- changing
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with storage_errors(f"write {self.folder}"), open(self.folder / ".lock", "w") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with storage_errors(f"write {self.folder}"):
+            self.folder.mkdir(exist_ok=True)  # not its parents: a sweep may have been moved away
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(open(self.folder / ".lock", "w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                except OSError:  # a file system without locks
+                    stack.enter_context(self._alone())
+                yield
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A lock for file systems without locks: a file that only one can create."""
+        path = self.folder / ".alone"
+        while True:
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                break
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):  # a kill may have left it
+                    if self._age(path) > ALONE_SECONDS:
+                        path.unlink()
+                time.sleep(0.02)
+        try:
             yield
+        finally:
+            path.unlink(missing_ok=True)
 
     def _note(self, point: str, event: str, **more) -> None:
         log = MetricsLog(self.log)
@@ -248,6 +297,17 @@ class Ledger:
         with self._locked():
             self._write(point, State(starts=self.state(point).starts))
             self._note(point, "reset")
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _ends_whole(path: Path) -> bool:

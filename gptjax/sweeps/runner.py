@@ -10,17 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.errors import EXIT_DONE, EXIT_PREEMPTED, BadInput
+from gptjax.errors import EXIT_DONE, EXIT_PREEMPTED, BadInput, did_you_mean
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.launchers import make_launcher
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.status import SweepProgress
 from gptjax.sweeps.sweep import Sweep
-from gptjax.sweeps.worker import work
+from gptjax.sweeps.worker import GiveBack, work
+from gptjax.training.signals import LeaveAtOnce, Preempted
 
+LAUNCHERS = ("here", "local", "ray", "slurm")
 POLL_SECONDS = 0.5
 LINGER_SECONDS = 15.0  # a worker with nothing left ends by then; one in a queue may wait for days
 
@@ -66,16 +69,23 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         raise BadInput(f"a Sweep is run, such as gptjax.get(NAME) returns, not {sweep!r}")
     sweep.validate()
-    only = (only,) if isinstance(only, str) else tuple(only)
-    if not isinstance(workers, int) or workers < 0:
-        raise BadInput(f"workers is {workers}; give 1 or more, or 0 to let the device decide")
+    only = (only,) if isinstance(only, str) else only
+    if not isinstance(only, tuple | list) or not all(isinstance(text, str) for text in only):
+        raise BadInput(f"only is {only!r}; give parts of points' names, such as ('lr=0.01',)")
+    only = tuple(only)
+    if launcher not in LAUNCHERS:
+        near = did_you_mean(str(launcher), LAUNCHERS)
+        raise BadInput(f"--launcher={launcher} is not one of {', '.join(LAUNCHERS)}{near}")
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise BadInput(f"workers is {workers!r}; give 1 or more, or 0 to let the device decide")
     folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name)
     names = folder.select(only)
     for name in names:
         if retry_failed and folder.ledger.state(name).status == "failed":
             folder.ledger.reset(name)
     if launcher == "here":
-        work(folder, names)
+        with GiveBack(folder.ledger) if LeaveAtOnce.active else nullcontext():
+            work(folder, names)
     else:
         _supervise(folder, names, launcher, workers, only)
     return SweepResult(folder, {name: folder.ledger.state(name) for name in names})
@@ -91,8 +101,6 @@ def _unclaimed(folder: SweepFolder, names: list[str]) -> tuple[int, int]:
 
 def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) -> None:
     """Keep workers alive until every point is finished."""
-    from gptjax.training.signals import Preempted
-
     left, _ = _unclaimed(folder, names)
     if not left:
         return
@@ -100,15 +108,14 @@ def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) ->
     cpu = kind == "local" and backend() == "cpu"
     cores = len(os.sched_getaffinity(0)) if cpu else 1
     launcher = make_launcher(kind, folder.path, only, workers or min(cores, left), pin=cpu)
-    stop = threading.Event()
-    before = {}
+    stop, before = Stop(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, lambda *_: stop.set())
+            before[number] = signal.signal(number, stop.arrived)
     progress = SweepProgress(folder, names)
     said = {name for name in names if folder.ledger.state(name).finished}
     try:
-        while not stop.is_set():
+        while not stop.asked.is_set():
             folder.check_unchanged()
             alive = launcher.alive()
             left, unclaimed = _unclaimed(folder, names)
@@ -120,14 +127,43 @@ def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) ->
             for _ in range(min(launcher.workers, alive + unclaimed) - alive):
                 launcher.start()
             progress.update(alive)
-            stop.wait(POLL_SECONDS)
+            stop.asked.wait(POLL_SECONDS)
         progress.say("stopping: the workers save what they are at")
         raise Preempted(f"stopped with {left} points left")
     finally:
-        launcher.stop()
-        progress.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            stop.end(launcher)
+        finally:
+            progress.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Stop:
+    """Ctrl-C and SIGTERM while workers run: the first asks them to save, a third kills them."""
+
+    def __init__(self):
+        self.asked = threading.Event()
+        self.presses = 0
+
+    def arrived(self, number: int, frame) -> None:
+        self.asked.set()
+        self.presses += number == signal.SIGINT
+        if self.presses == 2:
+            print("the workers still save; Ctrl-C once more ends them without", file=sys.stderr)
+        if self.presses >= 3:
+            raise KeyboardInterrupt
+
+    def end(self, launcher) -> None:
+        """Stop the workers; KeyboardInterrupt where they are killed instead."""
+        try:
+            if self.presses >= 3:
+                raise KeyboardInterrupt
+            launcher.stop()
+        except KeyboardInterrupt:
+            self.presses = 0  # what is pressed from now on does not keep the workers alive
+            launcher.kill()
+            raise
 
 
 def _say_finished(folder: SweepFolder, names, said: set[str], progress: SweepProgress) -> None:

@@ -3,12 +3,14 @@
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
-from gptjax.sweeps.folder import SweepFolder, summary
+from gptjax.sweeps.folder import SweepFolder
 from gptjax.training.metrics import clock, short
 
 TAIL_BYTES = 4096
+COUNTED = ("step", "loss", "flops", "seconds")
 
 
 def newest_row(metrics: Path) -> dict:
@@ -25,7 +27,7 @@ def newest_row(metrics: Path) -> dict:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and all(isinstance(row.get(n, 0), int | float) for n in COUNTED):
             return row
     return {}
 
@@ -56,7 +58,7 @@ def show_status(folder: SweepFolder, names: list[str]) -> None:
     for name in ("status", "step", "loss", "FLOPs", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("remark", overflow="fold")
-    states = folder.ledger.states()
+    states, counts = folder.ledger.states(), Counter()
     for name in names:
         state, point = states[name], folder.points[name]
         status, remark = state.status, state.error
@@ -65,6 +67,7 @@ def show_status(folder: SweepFolder, names: list[str]) -> None:
             holder = folder.ledger.running(name)
             status = "running" if holder else "stopped"
             remark = f"on {holder['host']}, process {holder['pid']}" if holder else remark
+        counts[status] += 1
         loss = state.figures.get("validation_loss", row.get("loss", math.nan))
         step = state.figures.get("steps", row.get("step", 0))
         seconds = state.figures.get("seconds", row.get("seconds", 0.0))
@@ -81,7 +84,6 @@ def show_status(folder: SweepFolder, names: list[str]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=140)
     console.print(table)
-    counts = summary({name: states[name] for name in names})
     parts = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
     console.print(f"{folder.path}: {parts} · {100 * share_done(folder, names):.0f}% of the FLOPs")
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptjax import allocator
-from gptjax.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, BadInput, Trouble
+from gptjax.errors import EXIT_PREEMPTED, BadInput, OneLineParser, Trouble, exit_code_of
 from gptjax.process import quiet_libraries, use_compilation_cache
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import Lease, Ledger
@@ -154,11 +154,31 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def pin(cpus: str) -> None:
+    """Keep this process to CPUs such as "0,1"; BadInput for those that it may not use."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise BadInput("--cpus: processes cannot be pinned on this system; leave it out")
+    allowed = sorted(os.sched_getaffinity(0))
+    wanted = [int(cpu) if cpu.isdecimal() and cpu.isascii() else -1 for cpu in cpus.split(",")]
+    if not {*wanted} <= {*allowed}:
+        known = ",".join(map(str, allowed))
+        raise BadInput(f"--cpus={cpus} is no list of CPUs that this process may use: {known}")
+    os.sched_setaffinity(0, wanted)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 nothing left to take, 2 bad input, 75 stopped and saved."""
-    parser = argparse.ArgumentParser(prog="python -m gptjax.sweeps.worker")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", action="append", default=[])
+    return exit_code_of(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = OneLineParser(
+        prog="python -m gptjax.sweeps.worker", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="a sweep's folder, such as runs/NAME")
+    parser.add_argument(
+        "--only", action="append", default=[], help="parts of points' names, or field=value"
+    )
     parser.add_argument("--cpus", default="", help="pin to these, such as 0,1")
     parser.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -167,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.getppid() != given.parent:  # it died before the kernel was asked
             return EXIT_PREEMPTED
     if given.cpus:  # before jax counts them
-        os.sched_setaffinity(0, {int(cpu) for cpu in given.cpus.split(",")})
+        pin(given.cpus)
     allocator.tune()
     use_compilation_cache()
     quiet_libraries()
@@ -175,9 +195,6 @@ def main(arguments: list[str] | None = None) -> int:
         folder = SweepFolder.open(given.folder)
         with GiveBack(folder.ledger):
             work(folder, folder.select(tuple(given.only)), lambda text: print(text, flush=True))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except Preempted as stopped:
         print(stopped)
         return EXIT_PREEMPTED

@@ -50,7 +50,7 @@ def test_grids_that_cannot_be_are_refused():
     [
         (lambda: WIDTHS * 3, "3 is no grid"),
         (lambda: 3 * WIDTHS, "3 is no grid"),
-        (lambda: () + WIDTHS, "is no grid"),
+        (lambda: "ab" + WIDTHS, "is no grid"),
         (lambda: zipped(WIDTHS, [{"train.seed": 1}]), "is no grid"),
         (lambda: product(), "no grid is given"),
         (lambda: rows("abc"), "row 0 of a grid is 'abc'; give a dict"),
