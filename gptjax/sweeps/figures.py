@@ -23,7 +23,7 @@ from gptjax.sweeps.analysis import Findings, LawResult, frontier
 from gptjax.sweeps.curves import Curve
 from gptjax.training.metrics import short
 
-HELD_OUT = "#d35400"
+HELD_OUT = "#e69f00"  # apart from the laws' red and blue, to colour-blind eyes too
 REACH = 10.0  # curves of a law go on to so many times the largest run
 
 
@@ -347,7 +347,7 @@ def extrapolation(findings: Findings, unit: str) -> Chart:
         series.append(
             run_points(
                 held, held.parameters, predicted, unit, style["group"], extra=texts,
-                symbol="square", low=low, high=high, **style,
+                symbol="square", size=11, low=low, high=high, **style,
             )
         )  # fmt: skip
     texts = [text.removeprefix("<br>") for text in said]
