@@ -7,6 +7,7 @@ activations are those that the traced backward pass really keeps, with their lay
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -19,6 +20,7 @@ from gptjax.data.prepare import training_tokens
 from gptjax.experiment import Experiment, flatten
 from gptjax.memory import Need, device_memory, verdict
 from gptjax.models.decoder import param_axes
+from gptjax.ops.patterns import Pattern
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.mesh import AXES, REST, abstract_mesh, check_mesh, make_mesh
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
@@ -126,7 +128,7 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
         devices_here=devices,
         parameters=count_parameters(config),
         flops=count_flops(config, experiment.data.sequence_length),
-        kernel=kernel_of(experiment),
+        kernel=kernels_of(experiment),
         param_bytes=_tree_bytes(params, mesh),
         optimizer_bytes=_tree_bytes(opt_state, mesh),
         activation_bytes=_bytes_beside(params, kept, mesh),
@@ -138,20 +140,31 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     )
 
 
-def kernel_of(experiment: Experiment) -> str:
-    """The attention kernel that this backend would run."""
+def kernel_chooser(experiment: Experiment) -> Callable[[Pattern], str]:
+    """Which attention kernel this backend would run for a pattern."""
     from gptjax.ops.attention import choose_kernel
 
     model, data = experiment.model, experiment.data
-    return choose_kernel(
+    return lambda pattern: choose_kernel(
         model.attention.kernel,
         jax.default_backend(),
-        model.attention.pattern,
+        pattern,
         data.document_attention == "within",
         model.positions == "alibi",
         data.sequence_length,
         jnp.dtype(model.compute_dtype),
     )
+
+
+def kernels_of(experiment: Experiment) -> str:
+    """The attention kernels that this backend would run, in words."""
+    choose, found = kernel_chooser(experiment), {}
+    for pattern in experiment.model.attention.patterns:
+        for member in pattern.members:
+            found.setdefault(choose(member), []).append(str(member))
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{kernel} ({' '.join(names)})" for kernel, names in found.items())
 
 
 def _batch(experiment: Experiment, mesh):

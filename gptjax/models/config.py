@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gptjax.errors import BadInput, check_types
-from gptjax.ops.patterns import Causal
+from gptjax.ops.patterns import Pattern, parse_layers
 
 Activation = Literal["gelu_tanh", "gelu_erf", "relu", "swiglu", "geglu"]
 
@@ -34,9 +34,16 @@ LIMITS = {
 class AttentionConfig:
     """Which pairs attend, and the code that computes them."""
 
-    pattern: Causal = field(default_factory=Causal)
+    # One that `python -m gptjax.ops.patterns` lists, such as strided:128. A slash parts layers, in
+    # turn (causal/window:256), a bar groups of heads.
+    pattern: str = "causal"
     kernel: Literal["auto", "dense", "blocked", "cudnn"] = "auto"
     base_head_dim: int = 0  # muP: the head size at the base width; 0: the same as here
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The patterns of the layers, in turn; BadInput for a text that names none."""
+        return parse_layers(self.pattern)
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,16 @@ class DecoderConfig:
         """How many of a head's dimensions turn."""
         return int(self.head_size * self.rotary_fraction)
 
+    def layer_pattern(self, layer: int) -> Pattern:
+        """Which pairs attend in a layer."""
+        patterns = self.attention.patterns
+        return patterns[layer % len(patterns)]
+
+    def attention_pairs(self, length: int) -> float:
+        """Query-key pairs that a sequence visits, the mean over layers and heads."""
+        every = [self.layer_pattern(i) for i in range(self.num_layers)]
+        return sum(p.pairs(length) / len(p.members) for p in every) / self.num_layers
+
     @property
     def width_ratio(self) -> float:
         """Under muP the width in base widths, otherwise 1."""
@@ -171,6 +188,7 @@ class DecoderConfig:
                 f"model.attention.base_head_dim is {self.attention.base_head_dim}; give 0 (the "
                 "head size of this model) or more"
             )
+        self._check_patterns()
         if self.init == "fan_in_zero" and self.tied_embeddings:
             raise BadInput(
                 "model.init = 'fan_in_zero' starts the head at zero, which tied embeddings cannot; "
@@ -201,6 +219,30 @@ class DecoderConfig:
             raise BadInput(f"model.dropout = {self.dropout}; give 0 or more and less than 1")
         if self.norm_epsilon <= 0 or self.rotary_base <= 0:
             raise BadInput("model.norm_epsilon and model.rotary_base must be above 0")
+
+    def _check_patterns(self) -> None:
+        name = "model.attention.pattern"
+        try:
+            patterns = self.attention.patterns
+        except BadInput as error:
+            raise BadInput(f"{name}: {error}") from None
+        for pattern in patterns:
+            count, repeats = len(pattern.members), self.num_heads // self.kv_heads
+            if not pattern.causal:
+                raise BadInput(
+                    f"{name} = {self.attention.pattern!r} lets positions read later ones, which a "
+                    "decoder is to predict; give a causal one"
+                )
+            if repeats % count and self.kv_heads % count:
+                raise BadInput(
+                    f"{name} = {self.attention.pattern!r} has {count} groups of heads, which "
+                    f"{self.num_heads} heads over {self.kv_heads} key heads do not make"
+                )
+        if self.layers == "scan" and self.num_layers % len(patterns):
+            raise BadInput(
+                f"{name} = {self.attention.pattern!r} has {len(patterns)} layers in turn, and "
+                f"{self.num_layers} layers are no multiple: give model.layers = 'unrolled'"
+            )
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

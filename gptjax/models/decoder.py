@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
 from gptjax.models.layers import Block, Cache, Dropout, Norm, normal, weight
+from gptjax.ops.attention import Slots, slots_of
 from gptjax.ops.linear import PRODUCT
+from gptjax.ops.patterns import Pattern
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
 
@@ -84,22 +86,49 @@ class Decoder(nn.Module):
                 Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers == "unrolled"
             )
         if c.layers == "scan":
-            cache_axes = nn.broadcast if cache is None else Cache(0, nn.broadcast)
-            scanned = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(cache_axes, nn.broadcast, nn.broadcast),
-                out_axes=cache_axes,
-                length=c.num_layers,
-                metadata_params={nn.PARTITION_NAME: "layer"},
-            )(c, self.rules, name="layers")
-            x_BTD, cache = scanned(x_BTD, cache, positions, segments_BT)
-            return x_BTD, cache
+            return self.scanned(block, x_BTD, positions, segments_BT, cache)
         layers = []
         for i in range(c.num_layers):
             one = None if cache is None else Cache(cache.layers[i], cache.length)
-            x_BTD, one = block(c, self.rules, name=f"layer_{i}")(x_BTD, one, positions, segments_BT)
+            layer = block(c, self.rules, c.layer_pattern(i), name=f"layer_{i}")
+            x_BTD, one = layer(x_BTD, one, positions, segments_BT)
+            layers.append(None if one is None else one.layers)
+        return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
+
+    def scanned(self, block, x_BTD, positions, segments_BT, cache):
+        """All layers as a loop over one, or over one of every pattern in turn."""
+        c, patterns = self.config, self.config.attention.patterns
+        cache_axes = nn.broadcast if cache is None else Cache(0, nn.broadcast)
+        alone = len(patterns) == 1
+        turn = nn.scan(
+            block if alone else Turn,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(cache_axes, nn.broadcast, nn.broadcast),
+            out_axes=cache_axes,
+            length=c.num_layers // len(patterns),
+            metadata_params={nn.PARTITION_NAME: "layer"},
+        )(c, self.rules, patterns[0] if alone else block, name="layers")
+        if cache is None or not alone:
+            return turn(x_BTD, cache, positions, segments_BT)
+        x_BTD, one = turn(x_BTD, Cache(cache.layers[0], cache.length), positions, segments_BT)
+        return x_BTD, Cache((one.layers,), cache.length)
+
+
+class Turn(nn.Module):
+    """What is scanned: a layer of every pattern, in turn."""
+
+    config: DecoderConfig
+    rules: Rules
+    block: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, positions, segments_BT):
+        layers = []
+        for i, pattern in enumerate(self.config.attention.patterns):
+            one = None if cache is None else Cache(cache.layers[i], cache.length)
+            layer = self.block(self.config, self.rules, pattern, name=f"turn_{i}")
+            x_BTD, one = layer(x_BTD, one, positions, segments_BT)
             layers.append(None if one is None else one.layers)
         return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
 
@@ -124,14 +153,22 @@ def empty_cache(
     config: DecoderConfig, batch: int, length: int, rules: Rules = DEFAULT_RULES
 ) -> Cache:
     """A cache with room for `length` positions of `batch` sequences, laid out on the mesh."""
-    lead = (config.num_layers,) if config.layers == "scan" else ()
-    shape = (*lead, batch, length, config.kv_heads, config.head_size)
-    axes = (*("layer" for _ in lead), "batch", "seq", "kv_heads", "head_dim")
+    patterns = config.attention.patterns
+    count = len(patterns) if config.layers == "scan" else config.num_layers
+    lead = (config.num_layers // count,) if config.layers == "scan" else ()
+    before = tuple("layer" for _ in lead)
 
-    def pair():
-        return tuple(place(jnp.zeros(shape, config.compute_dtype), axes, rules) for _ in range(2))
+    def slots(pattern: Pattern) -> Slots:
+        where = slots_of(pattern, length)
+        places = int(where.max(initial=0)) + 1
+        shape = (*lead, batch, places, config.kv_heads, config.head_size)
+        axes = (*before, "batch", "seq", "kv_heads", "head_dim")
+        pair = [place(jnp.zeros(shape, config.compute_dtype), axes, rules) for _ in range(2)]
+        held = jnp.full((*lead, places), -1, jnp.int32)
+        where = jnp.broadcast_to(jnp.asarray(where), (*lead, length))
+        return Slots(*pair, *(place(x, (*before, None), rules) for x in (held, where)))
 
-    layers = pair() if lead else tuple(pair() for _ in range(config.num_layers))
+    layers = tuple(slots(config.layer_pattern(i)) for i in range(count))
     return Cache(layers, jnp.zeros((), jnp.int32))
 
 

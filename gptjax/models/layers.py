@@ -16,15 +16,17 @@ from gptjax.ops import activations
 from gptjax.ops.attention import attention, decode_attention
 from gptjax.ops.linear import project
 from gptjax.ops.norms import layer_norm, rms_norm
+from gptjax.ops.patterns import Pattern
 from gptjax.ops.rotary import alibi_slopes, rotary
 from gptjax.parallel import DEFAULT_RULES, Rules, gathered, place
 from gptjax.parallel.rules import activation_spec
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, of which the first `length` positions are filled.
+    """Keys and values of every layer after `length` positions.
 
-    `layers` is one (k_BSGK, v_BSGK) per layer, or for scanned layers one pair with a leading N.
+    `layers` holds the `Slots` of every layer; of scanned layers those of each pattern in turn, with
+    a leading axis.
     """
 
     layers: Any
@@ -100,6 +102,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     rules: Rules
+    pattern: Pattern
 
     @nn.compact
     def __call__(self, x_BTD, positions, segments_BT, cache):
@@ -117,24 +120,24 @@ class Attention(nn.Module):
                 q_BTHK,
                 k_BTGK,
                 v_BTGK,
-                pattern=c.attention.pattern,
+                pattern=self.pattern,
                 kernel=c.attention.kernel,
                 segments_BT=segments_BT,
                 slopes_H=slopes_H,
                 scale=c.score_scale,
             )
         else:
-            k_BSGK = _write(cache.layers[0], k_BTGK, cache.length)
-            v_BSGK = _write(cache.layers[1], v_BTGK, cache.length)
-            out_BTHK = decode_attention(
+            out_BTHK, layers = decode_attention(
                 q_BTHK,
-                k_BSGK,
-                v_BSGK,
+                k_BTGK,
+                v_BTGK,
+                cache.layers,
+                pattern=self.pattern,
                 index=cache.length,
                 slopes_H=slopes_H,
                 scale=c.score_scale,
             )
-            cache = Cache((k_BSGK, v_BSGK), cache.length)
+            cache = Cache(layers, cache.length)
         std = init_std(c, H * K, residual=True)
         w_HKD = weight(self, "output", normal(std), (H, K, D), ("heads", "head_dim", "embed"))
         spec = activation_spec(("batch", "seq", None), x_BTD.shape, self.rules)
@@ -158,10 +161,6 @@ class Attention(nn.Module):
             bias_HK = weight(self, f"{name}_bias", zeros, shape[1:], (axis, "head_dim"))
             y_BTHK = y_BTHK + bias_HK[None, None]
         return y_BTHK
-
-
-def _write(slots_BSGK, new_BTGK, start):
-    return jax.lax.dynamic_update_slice_in_dim(slots_BSGK, new_BTGK, start, axis=1)
 
 
 class MLP(nn.Module):
@@ -201,6 +200,7 @@ class Block(nn.Module):
 
     config: DecoderConfig
     rules: Rules
+    pattern: Pattern
 
     @nn.compact
     def __call__(self, x_BTD, cache, positions, segments_BT):
@@ -212,7 +212,7 @@ class Block(nn.Module):
         def drop(y_BTD):
             return Dropout(c.dropout)(y_BTD)
 
-        mix = Attention(c, self.rules, name="attention")
+        mix = Attention(c, self.rules, self.pattern, name="attention")
         mlp = MLP(c, self.rules, name="mlp")
         if c.block == "pre":
             y_BTD, cache = mix(norm("attention_norm")(x_BTD), positions, segments_BT, cache)

@@ -1,24 +1,23 @@
 """Softmax attention: one function for training, one for decoding, several kernels behind them.
 
-`dense` is the plain masked softmax and the oracle. `blocked` walks over strips of queries, skips
-the keys a strip cannot reach, and has its own gradient, which keeps only the output and the
-log-sum-exp of each row and recomputes the probabilities (arXiv 2205.14135); a strip sees all its
-keys at once, so unlike its source it needs no running maximum. `cudnn` is cuDNN's fused kernel.
+`dense` is the plain masked softmax and the oracle. `blocked` computes the dense parts that a
+pattern is made of, and nothing else (`ops/blocked.py`). `cudnn` is cuDNN's fused kernel.
 """
 
-import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput, did_you_mean
+from gptjax.ops.blocked import FAR, block_size, blocked, multiplied
 from gptjax.ops.patterns import Bidirectional, Causal, Pattern
 from gptjax.ops.shards import axes_of, on_shards, reshard, spec_of
 
 KERNELS = ("dense", "blocked", "cudnn")
-_FAR = -1e30  # a finite minus infinity: exp gives 0 and differences give no NaN
 
 
 def attention(
@@ -44,18 +43,20 @@ def attention(
         raise BadInput(f"{q_BTHK.shape[2]} heads are no multiple of {k_BSGK.shape[2]} kv heads")
     if k_BSGK.shape[1] != length:
         raise BadInput(f"attention needs as many keys as queries, not {k_BSGK.shape[1]}, {length}")
-    kernel = choose_kernel(
-        kernel,
-        jax.default_backend(),
-        pattern,
-        segments_BT is not None,
-        slopes_H is not None,
-        length,
-        q_BTHK.dtype,
-        head_size,
-    )
+    kernels = [
+        choose_kernel(
+            kernel,
+            jax.default_backend(),
+            member,
+            segments_BT is not None,
+            slopes_H is not None,
+            length,
+            q_BTHK.dtype,
+            head_size,
+        )
+        for member in pattern.members
+    ]
     scale = 1.0 / math.sqrt(head_size) if scale is None else scale
-    local = {"dense": _dense, "blocked": _blocked, "cudnn": _cudnn}[kernel]
     q_BTHK, k_BSGK, v_BSGK, batch, heads, kv_heads = _aligned(q_BTHK, k_BSGK, v_BSGK)
     whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
     arrays, specs = [q_BTHK, k_BSGK, v_BSGK], [whole, kv_whole, kv_whole]
@@ -69,33 +70,92 @@ def attention(
         rest = list(rest)
         segments = rest.pop(0) if segments_BT is not None else None
         slopes = rest.pop(0) if slopes_H is not None else None
-        return local(pattern, scale, q, k, v, segments, slopes)
+        outs = []
+        for place, (member, name) in enumerate(zip(pattern.members, kernels, strict=True)):
+            *mine, own_slopes = _dealt(place, len(kernels), q, k, v, slopes)
+            outs.append(LOCAL[name](member, scale, *mine, segments, own_slopes))
+        return _collected(outs, k.shape[2])
 
     return on_shards(run, tuple(specs), whole)(*arrays)
 
 
-def decode_attention(q_BTHK, k_cache_BSGK, v_cache_BSGK, *, index, slopes_H=None, scale=None):
-    """Causal attention of T new queries against a cache, [B, T, H, K] in q's dtype.
+class Slots(NamedTuple):
+    """Keys and values of earlier positions, as many as a pattern can still read.
 
-    The queries stand at positions index..index + T - 1 and the cache already holds their keys and
-    values; of its S slots the first index + T are read. index: an integer, or [B] of them.
+    k, v: [B, S, G, K]; held: int32 [S], the position in every slot, -1 while it is empty;
+    slot: int32 [L], the slot of every position up to the longest sequence.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    held: jax.Array
+    slot: jax.Array
+
+
+def slots_of(pattern: Pattern, length: int) -> np.ndarray:
+    """The slot of every position, int32 [length]: a ring, and after it what is held for good."""
+    ring, kept = pattern.kept(length)
+    slot = np.arange(length, dtype=np.int32) % max(ring, 1)
+    slot[kept] = ring + np.arange(len(kept), dtype=np.int32)
+    return slot
+
+
+def decode_attention(
+    q_BTHK, k_BTGK, v_BTGK, slots: Slots, *, pattern: Pattern, index, slopes_H=None, scale=None
+):
+    """Attention of T new positions to themselves and to those in the slots: [B, T, H, K], slots.
+
+    The new positions are index..index + T - 1; the slots that come back hold them, as far as the
+    pattern can still read them. Once a position is in a ring's slot, none reads the one before.
     """
     scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
-    q_BTHK, k, v, batch, heads, kv_heads = _aligned(q_BTHK, k_cache_BSGK, v_cache_BSGK)
+    count, length = q_BTHK.shape[1], slots.slot.shape[0]
+    new = jnp.asarray(index, jnp.int32) + jnp.arange(count, dtype=jnp.int32)
+    ring, _ = pattern.kept(length)
+    written = _write(slots, k_BTGK, v_BTGK, new, ring)
+    keys, values, held = written.k, written.v, written.held
+    if ring and count > 1:  # early ones of the new positions read what later ones take the slot of
+        keys = jnp.concatenate([slots.k, k_BTGK.astype(keys.dtype)], 1)
+        values = jnp.concatenate([slots.v, v_BTGK.astype(values.dtype)], 1)
+        held = jnp.concatenate([slots.held, new])
+    q_BTHK, keys, values, batch, heads, kv_heads = _aligned(q_BTHK, keys, values)
     whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
-    index = jnp.asarray(index, jnp.int32)
-    arrays = [q_BTHK, k, v, index]
-    specs = [whole, kv_whole, kv_whole, P(batch) if index.ndim else P()]
+    arrays, specs = [q_BTHK, keys, values, new, held], [whole, kv_whole, kv_whole, P(None), P(None)]
     if slopes_H is not None:
         arrays, specs = [*arrays, jnp.asarray(slopes_H, jnp.float32)], [*specs, P(heads)]
 
-    def run(q, k, v, index, slopes=None):
-        keys = jnp.arange(k.shape[1])
-        positions = index.reshape(-1, 1) + jnp.arange(q.shape[1])[None, :]  # [B or 1, T]
-        apart = keys[None, None, :] - positions[:, :, None]
-        return _softmax_attention(q, k, v, apart <= 0, apart, slopes, scale)
+    def run(q, k, v, new, held, slopes=None):
+        outs, apart = [], (held[None, :] - new[:, None])[None]
+        for place, member in enumerate(pattern.members):
+            *mine, own_slopes = _dealt(place, len(pattern.members), q, k, v, slopes)
+            mask = member.mask(new[:, None], held[None, :], length)
+            mask = mask & ((held >= 0) & (held <= new[-1]))[None, :]
+            outs.append(_softmax_attention(*mine, mask[None], apart, own_slopes, scale))
+        return _collected(outs, k.shape[2])
 
-    return on_shards(run, tuple(specs), whole)(*arrays)
+    return on_shards(run, tuple(specs), whole)(*arrays), written
+
+
+def _write(slots: Slots, k_new, v_new, new, ring: int) -> Slots:
+    """The slots with the new positions in them."""
+    if ring == 0 or len(new) == 1:
+        start = slots.slot[new[0]]
+        put = lambda x, part, axis: jax.lax.dynamic_update_slice_in_dim(
+            x, part.astype(x.dtype), start, axis
+        )
+        return Slots(put(slots.k, k_new, 1), put(slots.v, v_new, 1), put(slots.held, new, 0),
+                     slots.slot)  # fmt: skip
+    where = slots.slot[new]
+    # Of several that share a place in the ring the last stays: the others go nowhere.
+    where = jnp.where((where < ring) & (new + ring <= new[-1]), len(slots.held), where)
+    held = slots.held.at[where].set(new, mode="drop")
+    spec = P(*spec_of(slots.k))
+    put = on_shards(
+        lambda x, part, where: x.at[:, where].set(part.astype(x.dtype), mode="drop"),
+        (spec, spec, P(None)),
+        spec,
+    )
+    return Slots(put(slots.k, k_new, where), put(slots.v, v_new, where), held, slots.slot)
 
 
 def choose_kernel(
@@ -137,11 +197,6 @@ def choose_kernel(
     return "blocked" if length > block_size(length) else "dense"
 
 
-def block_size(length: int) -> int:
-    """Queries in a strip of the blocked kernel; at most 16 strips. Measured on CPUs."""
-    return max(64 if length <= 256 else 128, 64 * math.ceil(length / (16 * 64)))
-
-
 def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
     """Query-key pairs the kernel multiplies per head and sequence, those it masks included.
 
@@ -151,9 +206,7 @@ def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
         return pattern.pairs(length)
     if kernel == "dense":
         return length * length
-    return sum(
-        (stop - start) * (last - first) for start, stop, first, last in _strips(pattern, length)
-    )
+    return multiplied(pattern, length)
 
 
 def kernel_products(kernel: str) -> tuple[int, int]:
@@ -164,12 +217,41 @@ def kernel_products(kernel: str) -> tuple[int, int]:
     return (2, 4) if kernel == "dense" else (2, 5)
 
 
-def _strips(pattern, length):
-    """(start, stop, first, last): queries [start, stop) against keys [first, last)."""
-    size = block_size(length)
-    for start in range(0, length, size):
-        stop = min(start + size, length)
-        yield start, stop, *pattern.key_range(start, stop, length)
+def _dealt(place: int, count: int, q_BTHK, k_BSGK, v_BSGK, slopes_H):
+    """The heads that belong to one of `count` patterns: those of its place modulo the count.
+
+    Dealt out in turn, so that every shard of the heads holds as many of each. Where as many
+    queries as patterns share a key head, those are dealt out, otherwise the key heads are.
+    """
+    if count == 1:
+        return q_BTHK, k_BSGK, v_BSGK, slopes_H
+    heads, groups = q_BTHK.shape[2], k_BSGK.shape[2]
+    if heads // groups % count == 0:
+        slopes_H = None if slopes_H is None else slopes_H[place::count]
+        return q_BTHK[:, :, place::count], k_BSGK, v_BSGK, slopes_H
+    if groups % count:
+        raise BadInput(
+            f"{count} patterns cannot be dealt out to {heads} heads over {groups} key heads on "
+            "every shard; give a multiple"
+        )
+    batch, length, _, size = q_BTHK.shape
+    q = q_BTHK.reshape(batch, length, groups, -1, size)[:, :, place::count]
+    if slopes_H is not None:
+        slopes_H = slopes_H.reshape(groups, -1)[place::count].reshape(-1)
+    q = q.reshape(batch, length, heads // count, size)
+    return q, k_BSGK[:, :, place::count], v_BSGK[:, :, place::count], slopes_H
+
+
+def _collected(outs: list, groups: int):
+    """The inverse of `_dealt`: [B, T, H, K] of all heads."""
+    count = len(outs)
+    if count == 1:
+        return outs[0]
+    batch, length, heads, size = outs[0].shape
+    if heads * count // groups % count == 0:
+        return jnp.stack(outs, 3).reshape(batch, length, heads * count, size)
+    outs = [out.reshape(batch, length, groups // count, 1, -1, size) for out in outs]
+    return jnp.concatenate(outs, 3).reshape(batch, length, heads * count, size)
 
 
 def _aligned(q_BTHK, k_BSGK, v_BSGK):
@@ -203,7 +285,7 @@ def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale):
     if slopes_H is not None:
         slopes = slopes_H.reshape(1, groups, -1, 1, 1)
         scores = scores + slopes * apart[:, None, None].astype(jnp.float32)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _FAR), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, FAR), axis=-1)
     out = jnp.einsum(
         "bgrts,bsgk->btgrk",
         weights.astype(v_BSGK.dtype),
@@ -215,7 +297,7 @@ def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale):
 
 def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     positions = jnp.arange(q_BTHK.shape[1])
-    mask = pattern.mask(positions[:, None], positions[None, :])[None]
+    mask = pattern.mask(positions[:, None], positions[None, :], len(positions))[None]
     if segments_BT is not None:
         mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
     apart = (positions[None, :] - positions[:, None])[None]
@@ -230,115 +312,4 @@ def _cudnn(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     )
 
 
-def _masked(pattern, strip, scores, segments_BT, slopes_H, transposed=False):
-    """A strip's scores with ALiBi and the mask: [B, G, R, C, S'], or [B, G, S', R, C]."""
-    start, stop, first, last = strip
-    queries, keys = jnp.arange(start, stop), jnp.arange(first, last)
-    if transposed:
-        wide = (slice(None), None, slice(None), None, slice(None))  # [B, S', C] to 5 axes
-        at = (queries[None, :], keys[:, None])
-        groups, repeats = scores.shape[1], scores.shape[3]
-        by_head = (1, groups, 1, repeats, 1)
-    else:
-        wide = (slice(None), None, None)
-        at = (queries[:, None], keys[None, :])
-        by_head = (1, *scores.shape[1:3], 1, 1)
-    if slopes_H is not None:
-        apart = (at[1] - at[0]).astype(jnp.float32)[None][wide]
-        scores = scores + slopes_H.reshape(by_head) * apart
-    mask = pattern.mask(*at)[None]
-    if segments_BT is not None:
-        ours, theirs = segments_BT[:, start:stop], segments_BT[:, first:last]
-        same = ours[:, :, None] == theirs[:, None, :]
-        mask = mask & (same.transpose(0, 2, 1) if transposed else same)
-    return jnp.where(mask[wide], scores, _FAR)
-
-
-def _heads_first(q_BTHK, groups: int):
-    """[B, T, H, K] as [B, G, R, T, K]."""
-    batch, length, heads, size = q_BTHK.shape
-    return q_BTHK.reshape(batch, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
-
-
-def _heads_last(x_BGRTK):
-    """[B, G, R, T, K] as [B, T, H, K]."""
-    batch, groups, repeats, length, size = x_BGRTK.shape
-    return x_BGRTK.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * repeats, size)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _blocked(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
-    return _blocked_forward(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H)[0]
-
-
-def _blocked_forward(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
-    q = _heads_first(q_BTHK, k_BSGK.shape[2]) * jnp.asarray(scale, q_BTHK.dtype)
-    k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
-    outs, logsums = [], []
-    for strip in _strips(pattern, q.shape[3]):
-        start, stop, first, last = strip
-        scores = jnp.einsum(
-            "bgrtk,bgsk->bgrts",
-            q[:, :, :, start:stop],
-            k[:, :, first:last],
-            preferred_element_type=jnp.float32,
-        )
-        scores = _masked(pattern, strip, scores, segments_BT, slopes_H)
-        top = jnp.max(scores, -1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, -1, keepdims=True)
-        out = jnp.einsum(
-            "bgrts,bgsk->bgrtk",
-            weights.astype(v.dtype),
-            v[:, :, first:last],
-            preferred_element_type=jnp.float32,
-        )
-        outs.append((out / total).astype(q_BTHK.dtype))
-        logsums.append((top + jnp.log(total))[..., 0])
-    out_BTHK = _heads_last(jnp.concatenate(outs, 3))
-    kept = (q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, jnp.concatenate(logsums, 3))
-    return out_BTHK, kept
-
-
-def _blocked_backward(pattern, scale, kept, g_BTHK):
-    """Works on transposed scores [B, G, S', (R, C)]: then only small arrays need transposing.
-
-    XLA:CPU copies a transposed factor of a batched product; these would be the largest arrays.
-    """
-    q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, logsum_BGRT = kept
-    groups, dtype = k_BSGK.shape[2], q_BTHK.dtype
-    q = _heads_first(q_BTHK, groups) * jnp.asarray(scale, dtype)
-    k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
-    k_BGKS, g = k_BSGK.transpose(0, 2, 3, 1), _heads_first(g_BTHK, groups)
-    radial_BGRT = jnp.sum(
-        g.astype(jnp.float32) * _heads_first(out_BTHK, groups).astype(jnp.float32), -1
-    )
-    dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    dqs = []
-    for strip in _strips(pattern, q.shape[3]):
-        start, stop, first, last = strip
-        rows = (slice(None),) * 3 + (slice(start, stop),)
-        keys, values = k[:, :, first:last], v[:, :, first:last]
-        scores = product("bgsk,bgrck->bgsrc", keys, q[rows])
-        scores = _masked(pattern, strip, scores, segments_BT, slopes_H, transposed=True)
-        weights = jnp.exp(scores - logsum_BGRT[rows][:, :, None])
-        dweights = product("bgsk,bgrck->bgsrc", values, g[rows])
-        dscores = (weights * (dweights - radial_BGRT[rows][:, :, None])).astype(dtype)
-        dq = product("bgks,bgsrc->bgkrc", k_BGKS[..., first:last], dscores)
-        dqs.append(dq.transpose(0, 3, 4, 1, 2))  # [B, R, C, G, K]
-        dk = _add_rows(dk, product("bgsrc,bgrck->bgsk", dscores, q[rows]), first)
-        dv = _add_rows(dv, product("bgsrc,bgrck->bgsk", weights.astype(dtype), g[rows]), first)
-    dq_BTHK = jnp.concatenate(dqs, 2).transpose(0, 2, 3, 1, 4).reshape(q_BTHK.shape)
-    dq_BTHK = (dq_BTHK * scale).astype(dtype)
-    dk, dv = dk.transpose(0, 2, 1, 3).astype(dtype), dv.transpose(0, 2, 1, 3).astype(dtype)
-    return dq_BTHK, dk, dv, None, None if slopes_H is None else jnp.zeros_like(slopes_H)
-
-
-def _add_rows(total_BGSK, part_BGSK, first: int):
-    """Adds the part to the rows of the total from `first` on."""
-    rows = jax.lax.slice_in_dim(total_BGSK, first, first + part_BGSK.shape[2], axis=2)
-    return jax.lax.dynamic_update_slice_in_dim(total_BGSK, rows + part_BGSK, first, axis=2)
-
-
-_blocked.defvjp(_blocked_forward, _blocked_backward)
+LOCAL = {"dense": _dense, "blocked": blocked, "cudnn": _cudnn}

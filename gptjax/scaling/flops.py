@@ -7,9 +7,11 @@ for training; executed FLOPs count what the chosen kernel and rematerialisation 
 The rule of thumb 6 N per token (arXiv 2001.08361) is kept beside it, to be compared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptjax.models.config import DecoderConfig
+from gptjax.ops.patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class Flops:
         return 3 * self.forward
 
 
-def count_flops(c: DecoderConfig, length: int, pairs: int | None = None) -> Flops:
+def count_flops(c: DecoderConfig, length: int, pairs: float | None = None) -> Flops:
     """FLOPs per token of sequences of `length`; `pairs` defaults to those the pattern visits."""
     D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
     if pairs is None:
-        pairs = c.attention.pattern.pairs(length)
+        pairs = c.attention_pairs(length)
     return Flops(
         projections=2 * N * D * K * (2 * H + 2 * G),
         attention=2 * 2 * N * H * K * pairs / length,
@@ -94,17 +96,26 @@ def count_flops(c: DecoderConfig, length: int, pairs: int | None = None) -> Flop
     )
 
 
-def executed_training_flops(c: DecoderConfig, length: int, kernel: str) -> float:
+def executed_training_flops(
+    c: DecoderConfig, length: int, choose: Callable[[Pattern], str]
+) -> float:
     """FLOPs per token that a training step multiplies, recomputation counted.
 
-    A fused attention kernel keeps no scores: its backward makes them again (five products over
-    its pairs where the dense one has four).
+    choose: the kernel that computes a pattern. A fused attention kernel keeps no scores: its
+    backward makes them again (five products over its pairs where the dense one has four).
     """
     from gptjax.ops.attention import kernel_pairs
 
-    f = count_flops(c, length, kernel_pairs(c.attention.pattern, length, kernel))
-    scores = f.attention / 2
-    total = f.training + (0 if kernel == "dense" else scores)
+    pairs = again = 0.0
+    for layer in range(c.num_layers):
+        members = c.layer_pattern(layer).members
+        for member in members:
+            kernel = choose(member)
+            share = kernel_pairs(member, length, kernel) / len(members) / c.num_layers
+            pairs += share
+            again += share if kernel != "dense" else 0.0
+    f = count_flops(c, length, pairs)
+    total = f.training + count_flops(c, length, again).attention / 2
     if c.remat == "block":
         total += f.projections + f.attention + f.mlp - _not_recomputed(c)
     elif c.remat == "products":

@@ -57,6 +57,10 @@ VARIANTS = {
         "num_kv_heads": 2,
         "attention": AttentionConfig(kernel="blocked", base_head_dim=2),
     },
+    "dense_banded_fixed": {  # layers in turn, heads in turn
+        "num_kv_heads": 2,
+        "attention": AttentionConfig(pattern="causal/window:4|fixed:6,2"),
+    },
 }
 
 

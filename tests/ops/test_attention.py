@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,14 +8,16 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput
 from gptjax.ops.attention import (
+    Slots,
     attention,
-    block_size,
     choose_kernel,
     decode_attention,
     kernel_pairs,
     kernel_products,
+    slots_of,
 )
-from gptjax.ops.patterns import Bidirectional, Causal
+from gptjax.ops.blocked import block_size
+from gptjax.ops.patterns import Bidirectional, Causal, parse
 from gptjax.ops.rotary import alibi_slopes
 
 
@@ -46,6 +50,10 @@ def assert_close(got, wanted, tolerance):
         assert np.max(np.abs(a - b)) <= tolerance * max(1e-2, np.max(np.abs(b)))
 
 
+SPARSE = ["window:11", "strided:7", "fixed:16,3", "summary:8,2,1", "longformer:9,3,causal"]
+SPARSE += ["image_conv:8,3,20", "dilated:3,5", "bigbird:8,3,1,2,0,causal", "window:6|fixed:8,2"]
+
+
 OPTIONS = {
     "plain": {},
     "segments": {"segments_BT": segments(2, 131)},
@@ -61,6 +69,20 @@ def test_blocked_equals_dense(name, groups):
     q, k, v, g = inputs(groups=groups)
     got = value_and_gradients("blocked", q, k, v, g, **OPTIONS[name])
     wanted = value_and_gradients("dense", q, k, v, g, **OPTIONS[name])
+    assert_close(got[0], wanted[0], 2e-6)
+    assert_close(got[1:], wanted[1:], 2e-5)
+
+
+@pytest.mark.parametrize("slopes", [None, alibi_slopes(4)], ids=["plain", "alibi"])
+@pytest.mark.parametrize("text", SPARSE)
+def test_sparse_parts_equal_the_mask(text, slopes):
+    """Widths and strides that do not divide the length, documents, grouped heads."""
+    q, k, v, g = inputs(length=131, groups=2)
+    options = {"pattern": parse(text), "slopes_H": slopes}
+    if slopes is None:
+        options["segments_BT"] = segments(2, 131)
+    got = value_and_gradients("blocked", q, k, v, g, **options)
+    wanted = value_and_gradients("dense", q, k, v, g, **options)
     assert_close(got[0], wanted[0], 2e-6)
     assert_close(got[1:], wanted[1:], 2e-5)
 
@@ -103,18 +125,42 @@ def test_causal_by_gradient(kernel):
     assert np.array_equal(np.flatnonzero(np.any(np.asarray(dq), (0, 2, 3))), [41])
 
 
+def empty_slots(pattern, length, batch=2, groups=2, size=8):
+    slot = slots_of(pattern, length)
+    shape = (batch, int(slot.max()) + 1, groups, size)
+    held = jnp.full(shape[1], -1, jnp.int32)
+    return Slots(jnp.full(shape, 7.0), jnp.full(shape, 7.0), held, jnp.asarray(slot))
+
+
 @pytest.mark.parametrize("slopes", [None, alibi_slopes(4)], ids=["plain", "alibi"])
-def test_decoding_equals_training(slopes):
-    q, k, v, _ = inputs(length=29)
-    whole = jax.jit(lambda q, k, v: attention(q, k, v, slopes_H=slopes))(q, k, v)
-    room = ((0, 0), (0, 8), (0, 0), (0, 0))
-    k, v = jnp.pad(k, room, constant_values=7.0), jnp.pad(v, room, constant_values=7.0)
-    decode = jax.jit(lambda q, index: decode_attention(q, k, v, index=index, slopes_H=slopes))
-    first, some = decode(q[:, :13], 0), decode(q[:, 13:16], jnp.int32(13))
-    each = decode(jnp.stack([q[0, 5:7], q[1, 20:22]]), jnp.array([5, 20]))
-    assert_close(first, whole[:, :13], 2e-6)
-    assert_close(some, whole[:, 13:16], 2e-6)
-    assert_close(each, jnp.stack([whole[0, 5:7], whole[1, 20:22]]), 2e-6)
+@pytest.mark.parametrize("text", ["causal", *SPARSE])
+def test_decoding_equals_training(text, slopes):
+    """A prompt, some positions at once, then one after the other, with as few slots as will do."""
+    q, k, v, _ = inputs(length=53)
+    pattern = parse(text)
+    whole = jax.jit(
+        lambda q, k, v: attention(q, k, v, pattern=pattern, kernel="dense", slopes_H=slopes)
+    )(q, k, v)
+    decode = jax.jit(
+        lambda q, k, v, slots, index: decode_attention(
+            q, k, v, slots, pattern=pattern, index=index, slopes_H=slopes
+        )
+    )
+    slots, outs = empty_slots(pattern, 61), []
+    cuts = [0, 29, 37, *range(38, 53), 53]
+    for start, stop in itertools.pairwise(cuts):
+        here = slice(start, stop)
+        out, slots = decode(q[:, here], k[:, here], v[:, here], slots, start)
+        outs.append(out)
+    assert_close(jnp.concatenate(outs, 1), whole, 2e-6)
+
+
+def test_a_cache_keeps_what_can_still_be_read():
+    places = lambda text: int(slots_of(parse(text), 4096).max()) + 1
+    assert places("window:128") == 128 and places("local:64") == 64
+    assert places("fixed:128,16") == 128 + 4096 // 128 * 16
+    assert places("longformer:64,2,causal") == 66 and places("dilated:8,16") == 7 * 16 + 1
+    assert places("window:64|local:128") == 128 and places("causal") == places("strided:64") == 4096
 
 
 def traced_products(function, *arguments):
@@ -135,7 +181,7 @@ def traced_products(function, *arguments):
     return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-@pytest.mark.parametrize("pattern", [Causal(), Bidirectional()])
+@pytest.mark.parametrize("pattern", [Causal(), Bidirectional(), *map(parse, SPARSE[:-1])])
 @pytest.mark.parametrize("kernel", ["dense", "blocked"])
 @pytest.mark.parametrize("length", [61, 131, 1031])
 def test_ledger_counts_what_is_multiplied(kernel, length, pattern):
@@ -150,16 +196,6 @@ def test_ledger_counts_what_is_multiplied(kernel, length, pattern):
     both = traced_products(lambda *x: jax.vjp(run, *x[:3])[1](x[3]), q, k, v, g)
     assert both == (forward + backward) * pairs
     assert pattern.pairs(length) <= kernel_pairs(pattern, length, kernel)
-
-
-@pytest.mark.parametrize("pattern", [Causal(), Bidirectional()])
-def test_pattern_pairs_are_those_of_its_mask(pattern):
-    positions = np.arange(37)
-    mask = pattern.mask(positions[:, None], positions[None, :])
-    assert mask.sum() == pattern.pairs(37)
-    first, last = pattern.key_range(5, 9, 37)
-    reached = np.flatnonzero(mask[5:9].any(0))
-    assert (reached[0], reached[-1] + 1) == (first, last)
 
 
 def test_long_sequences_have_at_most_16_strips():
@@ -223,8 +259,14 @@ def test_meshes(mesh, kernel, groups):
         )
         got = jax.jit(step)(q, k, v, g, extra)
         assert [x.sharding.spec for x in got] == [heads, heads, kv, kv]
-        decoded = jax.jit(
-            lambda q, k, v: decode_attention(q[:, 40:], k, v, index=40, slopes_H=extra["slopes_H"])
-        )(q, k, v)
-        assert decoded.sharding.spec == heads
+        for text in ("causal", "fixed:16,3"):
+            slots = empty_slots(parse(text), 80, q.shape[0], groups)
+            at = jax.NamedSharding(mesh, P(*kv[:1], None, *kv[2:]))
+            slots = slots._replace(k=jax.device_put(slots.k, at), v=jax.device_put(slots.v, at))
+            decoded, slots = jax.jit(
+                lambda q, k, v, slots, text=text: decode_attention(
+                    q, k, v, slots, pattern=parse(text), index=0, slopes_H=extra["slopes_H"]
+                )
+            )(q, k, v, slots)
+            assert decoded.sharding.spec == heads and slots.k.sharding.spec == at.spec
     assert_close(got, wanted, 2e-5)

@@ -1,0 +1,70 @@
+"""Draws an attention pattern: python -m gptjax.ops.patterns --show strided:128 --n 1024."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.errors import EXIT_BAD_INPUT, BadInput
+from gptjax.ops.patterns import KINDS, parse_layers
+
+LONGEST = 8192  # a mask of 64 M entries
+
+
+def picture(text: str, length: int, out: Path) -> str:
+    """Write a PNG with a panel per layer and group of heads; what it shows, in a line each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    members = [member for layer in parse_layers(text) for member in layer.members]
+    figure = Figure(figsize=(4.6 * len(members), 5.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    at, lines = np.arange(length), []
+    for axes, member in zip(figure.subplots(1, len(members), squeeze=False)[0], members,
+                            strict=True):  # fmt: skip
+        mask = np.asarray(member.mask(at[:, None], at[None, :], length))
+        axes.imshow(~mask, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+        axes.set(xlabel="key", ylabel="query", title=str(member))
+        pairs, dense = member.pairs(length), length * (length + 1) // 2
+        axes.text(
+            *(0.98, 0.98, f"{pairs:,} pairs\n{100 * pairs / dense:.3g}% of causal"),
+            **{"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 9},
+        )
+        lines.append(f"{member}: {pairs:,} pairs at {length} tokens, {pairs / dense:.4g} of causal")
+    figure.savefig(out)
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gptjax.ops.patterns", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--show", metavar="PATTERN", help="such as strided:128 or causal/window:64")
+    parser.add_argument("--n", type=int, default=256, help="tokens (default 256)")
+    parser.add_argument("--out", type=Path, help="the PNG (default: the pattern's name)")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.show:
+            for name, kind in KINDS.items():
+                print(f"{name:14s}{kind.__doc__.splitlines()[0]}")
+            return 0
+        if not 1 <= given.n <= LONGEST:
+            raise BadInput(f"--n={given.n}: give 1 to {LONGEST} tokens")
+        parse_layers(given.show)
+        name = "".join(c if c.isalnum() else "_" for c in given.show)
+        out = given.out or Path(f"{name}_{given.n}.png")
+        try:
+            print(picture(given.show, given.n, out))
+        except OSError as error:
+            raise BadInput(f"cannot write {out}: {error.strerror or error}") from None
+        print(out)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
