@@ -26,6 +26,7 @@ _WHERE = {
     "Analysis": "gptjax.sweeps.sweep",
     "Sweep": "gptjax.sweeps.sweep",
     "compare": "gptjax.sweeps.compare",
+    "run_planned": "gptjax.sweeps.design",
     "run_sweep": "gptjax.sweeps.runner",
 }
 

@@ -96,7 +96,7 @@ def nearest(word: str, options: Iterable[str], count: int = 3, likeness: float =
     lowered = {}
     for option in options:
         lowered.setdefault(option.lower(), option)
-    found = difflib.get_close_matches(word.lower(), list(lowered), n=count, cutoff=likeness)
+    found = difflib.get_close_matches(str(word).lower(), list(lowered), n=count, cutoff=likeness)
     return [lowered[name] for name in found]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from gptjax import registry
+from gptjax import command_line, registry
 from gptjax.errors import BadInput
 from gptjax.experiment import Experiment
 from gptjax.models.decoder import init_params
@@ -124,6 +124,33 @@ def test_a_name_is_registered_once(monkeypatch):
     assert registry.describe("mine") == "What it is."
     with pytest.raises(BadInput, match=r"mine returned None, n.* an Experiment"):
         registry.get("mine")
+
+
+def test_a_broken_experiment_costs_only_itself(monkeypatch, capsys, tmp_path):
+    def divides():
+        """Cannot be made, [/see]."""
+        return 1 / 0
+
+    def untrue():
+        return registry.get("quickstart").__class__
+
+    known = {"quickstart": registry._functions["quickstart"], "divides": divides, "untrue": untrue}
+    monkeypatch.setattr(registry, "_functions", known)
+    monkeypatch.setattr(registry, "_broken", {"experiments.mine": "no brackets (mine.py, line 3)"})
+    with pytest.raises(BadInput, match=r"divides cannot be made: ZeroDivisionError: .*, line \d+"):
+        registry.get("divides")
+    with pytest.raises(BadInput, match=r"unknown .*experiments\.mine cannot be imported: no br"):
+        registry.get("mine")
+    assert command_line.main(["--list"]) == 2
+    out, error = capsys.readouterr()
+    assert "quickstart" in out and "divides" not in out
+    assert [line.split(":")[1].split()[0] for line in error.splitlines()] == [
+        "experiments.mine", "divides", "untrue"
+    ]  # fmt: skip
+
+
+def test_every_module_of_experiments_can_be_imported():
+    assert not registry.broken()
 
 
 def test_names_and_configs_need_nothing_heavy():

@@ -105,6 +105,8 @@ def compare_runs(
     check(tables, reference, law, exponents, level, resamples, seed)
     labels = list(tables)
     reference = labels[0] if reference is None else reference
+    if not isinstance(corpora or {}, Mapping):
+        raise BadInput(f"corpora is {corpora!r:.80}; give a dict from label to corpus")
     corpora = {label: (corpora or {}).get(label, "") for label in labels}
     tables = {label: runs.finite() for label, runs in tables.items()}
     for label, runs in tables.items():
@@ -171,6 +173,8 @@ def corrected_aic(fit: Fit) -> float:
 
 def check(tables, reference, law: str, exponents: str, level, resamples, seed) -> None:
     """BadInput for what cannot be compared."""
+    if not isinstance(tables, Mapping):
+        raise BadInput(f"tables is a {type(tables).__name__}; give a dict from label to runs")
     if len(tables) < 2:
         raise BadInput(f"a comparison needs two sweeps or more; there are {len(tables)}")
     for runs in tables.values():

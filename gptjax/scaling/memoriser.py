@@ -13,6 +13,7 @@ seen stays empty here; a learner that filled it would gain only where both terms
 """
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -53,14 +54,22 @@ def loss(
     inf for an endless list. Raises `BadInput` for values outside these ranges.
     """
     _check_alpha(alpha)
-    memory, samples = np.asarray(memory, np.float64), np.asarray(samples, np.float64)
-    if not keys >= 1 or keys != np.floor(keys):
-        raise BadInput(f"keys is {keys}; give a whole number of 1 or more, or inf")
+    memory, samples = _numbers("memory", memory), _numbers("samples", samples)
+    if not isinstance(keys, Real) or not keys >= 1 or keys != np.floor(keys):
+        raise BadInput(f"keys is {keys!r}; give a whole number of 1 or more, or inf")
     if not (memory >= 0).all() or (memory != np.floor(memory)).any():
         raise BadInput("memory is not 0 or more whole keys (or inf) everywhere; round it")
     if not (samples >= 0).all():
         raise BadInput("samples is not 0 or more everywhere")
-    memory, samples = np.broadcast_arrays(np.minimum(memory, keys), samples)
+    for name, value in (("floor", floor), ("gap", gap)):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise BadInput(f"{name} is {value!r}; give a finite number")
+    try:
+        memory, samples = np.broadcast_arrays(np.minimum(memory, keys), samples)
+    except ValueError:
+        raise BadInput(
+            f"memory of shape {memory.shape} and samples of shape {samples.shape} do not broadcast"
+        ) from None
     missed = np.array(_tail(memory, alpha, keys))
     for count in np.unique(samples):
         here = samples == count
@@ -82,9 +91,16 @@ def runs(
     return Runs.of(values, parameters=memory, tokens=samples, names=names)
 
 
+def _numbers(name: str, values) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise BadInput(f"{name} is {values!r:.80}; give numbers") from None
+
+
 def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < math.inf:
-        raise BadInput(f"alpha is {alpha}; give a value above 0, for example 0.5")
+    if not isinstance(alpha, Real) or not 0 < alpha < math.inf:
+        raise BadInput(f"alpha is {alpha!r}; give a value above 0, for example 0.5")
 
 
 def _norm(alpha: float, keys: float) -> float:

@@ -137,26 +137,36 @@ def _power_of_two(sequences: float, least: int, most: int) -> int:
     return min(max(2 ** round(math.log2(max(sequences, 1.0))), least), most)
 
 
+MOST = 3  # rates that a grid gains at once
+
+
 def lowest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float, int]:
     """Where the loss is lowest over learning rates a constant factor apart.
 
-    Returns (rate, loss, edge). A parabola in log rate through the best and its two neighbours
-    gives rate and loss; beside a run that diverged (an infinite loss) the best itself. `edge` is
-    -1 or 1 when the best is the lowest or the highest rate, so that the grid should grow there,
-    and 0 otherwise. With nothing but diverged runs the edge is -1 and the loss infinite.
+    Returns (rate, loss, more). A parabola in log rate through the best and its two neighbours
+    gives rate and loss; beside a run that diverged (an infinite loss) the best itself. When the
+    best is the lowest or the highest rate, `more` is how many the grid should gain there, below
+    0 for lower ones: as far as the parabola through the three at that edge falls. Otherwise 0.
     """
     pairs = sorted(zip(rates, losses, strict=True))
     losses = [loss if math.isfinite(loss) else math.inf for _, loss in pairs]
-    best = min(range(len(pairs)), key=lambda i: losses[i])
+    best, last = min(range(len(pairs)), key=lambda i: losses[i]), len(pairs) - 1
     rate, loss = pairs[best][0], losses[best]
-    if loss == math.inf or best == 0:
-        return rate, loss, -1
-    if best == len(pairs) - 1:
-        return rate, loss, 1
-    left, right = losses[best - 1], losses[best + 1]
-    bend = left - 2 * loss + right
-    if not 0 < bend < math.inf:
-        return rate, loss, 0
-    step = 0.5 * (left - right) / bend  # in steps of the grid, within half a step
-    factor = pairs[best + 1][0] / rate
-    return rate * factor**step, loss - 0.25 * (left - right) * step, 0
+    if loss == math.inf:
+        return rate, loss, -MOST
+    middle = min(max(best, 1), last - 1)
+    away = _bottom(losses[middle - 1 : middle + 2]) if last > 1 else None
+    if 0 < best < last:
+        if away is None:
+            return rate, loss, 0
+        factor = pairs[best + 1][0] / rate
+        return rate * factor**away, loss - 0.25 * (losses[best - 1] - losses[best + 1]) * away, 0
+    more = MOST - 1 if away is None else min(max(round(abs(away)), 1), MOST)
+    return rate, loss, -more if best == 0 else more
+
+
+def _bottom(three: Sequence[float]) -> float | None:
+    """The bottom of the parabola through three losses, in steps from the middle one."""
+    left, middle, right = three
+    bend = left - 2 * middle + right
+    return 0.5 * (left - right) / bend if 0 < bend < math.inf else None

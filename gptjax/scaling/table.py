@@ -50,6 +50,8 @@ class Runs:
     def __post_init__(self):
         for name in FIELDS:
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if isinstance(self.names, str) or not isinstance(self.names, Iterable):
+            raise BadInput(f"names is {self.names!r:.80}; give one per run")
         object.__setattr__(self, "names", tuple(str(name) for name in self.names))
         columns = {}
         for name, values in self.columns.items():
@@ -81,13 +83,17 @@ class Runs:
 
         Scalars are repeated over the rows; what cannot be derived is NaN.
         """
-        loss = np.atleast_1d(np.asarray(loss, dtype=float))
+        loss = _numbers("loss", np.atleast_1d(loss))
         rows = len(loss)
 
-        def spread(values):
-            return np.broadcast_to(np.asarray(values, dtype=float), (rows,)) * 1.0
+        def spread(name, values):
+            values = _numbers(name, np.atleast_1d(values))
+            if len(values) not in (1, rows):
+                raise BadInput(f"{name} has {len(values)} rows and there are {rows} losses")
+            return np.broadcast_to(values, (rows,)) * 1.0
 
-        N, D, C = (None if v is None else spread(v) for v in (parameters, tokens, flops))
+        given = {"parameters": parameters, "tokens": tokens, "flops": flops}
+        N, D, C = (None if v is None else spread(name, v) for name, v in given.items())
         unknown = np.full(rows, np.nan)
         with np.errstate(all="ignore"):  # rows of nonsense are told by who reads them
             if C is None and N is not None and D is not None:
@@ -105,7 +111,7 @@ class Runs:
             tokens=unknown if D is None else D,
             flops=unknown if C is None else C,
             loss=loss,
-            names=tuple(f"run_{i}" for i in range(rows)) if names is None else tuple(names),
+            names=tuple(f"run_{i}" for i in range(rows)) if names is None else names,
             columns=extra,
         )
 
@@ -128,11 +134,17 @@ class Runs:
     def select(self, mask) -> "Runs":
         """The rows where `mask` holds, or the rows numbered by an index array, in that order."""
         rows = np.asarray(mask)
+        if rows.dtype.kind == "f" and (rows == np.floor(rows)).all():
+            rows = rows.astype(int)
+        if rows.dtype.kind not in "biu":
+            raise BadInput(f"rows are chosen by {mask!r:.80}; give a mask, or numbers of rows")
         if rows.dtype == bool:
             if rows.shape != (len(self),):
                 raise BadInput(f"the mask has {rows.shape} entries for {len(self)} runs")
             rows = np.flatnonzero(rows)
-        rows = rows.astype(int)
+        rows = rows.astype(int).ravel()
+        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise BadInput(f"there is no row {rows.max()}, only 0 to {len(self) - 1}")
         return Runs(
             **{name: getattr(self, name)[rows] for name in FIELDS},
             names=tuple(self.names[i] for i in rows),
@@ -151,6 +163,8 @@ class Runs:
     def concatenate(tables: Iterable["Runs"]) -> "Runs":
         """All rows of several tables; a column must be in each of them to be kept."""
         tables = list(tables)
+        if not tables or not all(isinstance(table, Runs) for table in tables):
+            raise BadInput("give one table of runs or more")
         shared = [c for c in tables[0].columns if all(c in t.columns for t in tables)]
         return Runs(
             **{f: np.concatenate([getattr(t, f) for t in tables]) for f in FIELDS},
@@ -168,6 +182,10 @@ class Runs:
         missing file, header, or a cell of a field that is no number, and columns that could each
         be the same field.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise BadInput(f"the path of a table is {path!r:.80}; give one, as 'runs.csv'")
+        if not isinstance(columns or {}, Mapping):
+            raise BadInput(f"columns is {columns!r:.80}; give a dict, as {{'N': 'params'}}")
         path = Path(path)
         header, rows = _read_rows(path)
         cells = {h: [row[i] for row in rows] for i, h in enumerate(header)}

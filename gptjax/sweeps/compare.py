@@ -7,8 +7,8 @@ The first sweep is the reference. A folder's seconds are those of its steps, wit
 its bytes are the text that it was trained on, so that tokenizers can differ.
 """
 
-import argparse
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.errors import EXIT_BAD_INPUT, BadInput
+from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
 from gptjax.scaling.chart import GREY, PALETTE, Chart, Series, margins
 from gptjax.scaling.compare import Comparison, Gain, compare_runs
 from gptjax.scaling.table import Runs
@@ -43,20 +43,40 @@ def compare(sweeps: Mapping[str, Runs | SweepFolder], **options) -> Comparison:
     """Compare sweeps by label, the first one being the reference; `options` as of `compare_runs`.
 
     A folder gives its finished points, the best setting of each shape and length, with seconds,
-    bytes and corpus. BadInput when there is too little to compare.
+    bytes and corpus; a remark tells those that wait. BadInput when there is too little to compare.
     """
-    tables, corpora = {}, {}
+    if not isinstance(sweeps, Mapping):
+        raise BadInput(f"sweeps is a {type(sweeps).__name__}; give a dict from label to sweep")
+    tables, corpora, waiting = {}, {}, []
     for label, sweep in sweeps.items():
         if isinstance(sweep, SweepFolder):
             tables[label] = folder_runs(sweep)
             corpora[label] = corpus_of(sweep, label)
+            waiting += unfinished(sweep, label)
+        elif not isinstance(sweep, Runs):
+            raise BadInput(f"{label} is {sweep!r:.80}; give a SweepFolder, or Runs")
         else:
             tables[label] = sweep
             names = {str(name) for name in sweep.columns.get("corpus", ())}
             if len(names) > 1:
                 raise BadInput(f"{label} holds runs on {', '.join(sorted(names))}; give one corpus")
             corpora[label] = names.pop() if names else ""
-    return compare_runs(tables, **{"corpora": corpora, **options})
+    try:
+        found = compare_runs(tables, **{"corpora": corpora, **options})
+    except BadInput as error:
+        raise BadInput("; ".join([str(error), *waiting])) from None
+    return dataclasses.replace(found, remarks=(*waiting, *found.remarks))
+
+
+def unfinished(folder: SweepFolder, label: str) -> list[str]:
+    """What to do about the points of a sweep that are not finished; nothing when there are none."""
+    left = sum(not state.finished for state in folder.ledger.states().values())
+    if not left:
+        return []
+    return [
+        f"{left} of {len(folder.points)} points of {label} are not finished; python "
+        f"experiments/run.py --exp={folder.name} --workdir={folder.path} finishes them"
+    ]
 
 
 def folder_runs(folder: SweepFolder) -> Runs:
@@ -293,47 +313,46 @@ def comparison_json(comparison: Comparison) -> dict:
 # ---------------------------------------------------------------- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise BadInput(message)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, or 2 for what can be mended."""
-    parser = _Parser(prog="python -m gptjax.sweeps.compare", description=__doc__.split("\n")[0])
+    return exit_code_of(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    about = __doc__.split("\n")[0]
+    parser = OneLineParser(prog="python -m gptjax.sweeps.compare", description=about)
     parser.add_argument("sweeps", nargs="+", help="folders of sweeps, or LABEL=FOLDER")
     parser.add_argument("--out", default="", help="where to write (default: beside the first)")
     parser.add_argument("--reference", help="the label that the others are measured against")
     parser.add_argument("--law", default="auto", help="auto, chinchilla or power")
     parser.add_argument("--exponents", default="auto", help="auto, own or shared")
     parser.add_argument("--resamples", type=int, default=400)
-    try:
-        given = parser.parse_args(arguments)
-        folders = {}
-        for text in given.sweeps:
-            label, equals, path = text.partition("=")
-            path = Path(path if equals else text)
-            label = label if equals else path.resolve().name
-            if label in folders:
-                raise BadInput(f"two sweeps are called {label!r}; give LABEL=FOLDER")
-            folders[label] = SweepFolder.open(path)
-        comparison = compare(
-            folders,
-            reference=given.reference,
-            law=given.law,
-            exponents=given.exponents,
-            resamples=given.resamples,
-        )
-        out = Path(given.out) if given.out else next(iter(folders.values())).path.parent / "compare"
-        with storage_errors(f"write {out}"):
-            out.mkdir(parents=True, exist_ok=True)
-        path = write_comparison(comparison, out)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    print("\n".join(summary(comparison)))
-    print(path)
-    return 0
+    given = parser.parse_args(arguments)
+    folders: dict[str, SweepFolder] = {}
+    for text in given.sweeps:
+        label, equals, path = text.partition("=")
+        if not equals or Path(text, "sweep.json").exists():  # a folder's name may hold one
+            label, path = Path(text).resolve().name, text
+        if label in folders:
+            raise BadInput(f"two sweeps are called {label!r}; give LABEL=FOLDER")
+        folders[label] = SweepFolder.open(path)
+    out = Path(given.out) if given.out else next(iter(folders.values())).path.parent / "compare"
+    for name in ("sweep.json", "experiment.json"):
+        if (out / name).exists():
+            raise BadInput(f"{out} holds a sweep or a run of its own; give another --out")
+    comparison = compare(
+        folders,
+        reference=given.reference,
+        law=given.law,
+        exponents=given.exponents,
+        resamples=given.resamples,
+    )
+    with storage_errors(f"write {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+    path = write_comparison(comparison, out)
+    waiting = [line for label, folder in folders.items() for line in unfinished(folder, label)]
+    print("\n".join([*summary(comparison), *waiting, str(path)]))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

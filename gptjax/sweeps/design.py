@@ -44,7 +44,7 @@ from gptjax.training.workdir import read_json, storage_errors, write_json
 LEAST_STEPS = 20  # of the shortest run
 LEAST_WARMUPS = 1.25  # of its length
 STEP = 1.02  # from one total to the next that is tried
-WIDEST = 1e7  # from the smallest total to the largest
+GAP = 10.0  # without a good total, below which none is looked for
 Say = Callable[[str], None]
 
 
@@ -132,13 +132,14 @@ def totals(sweep: Sweep) -> list[float]:
             return False
         return min(row["train.steps"] for row in found) >= fewest
 
-    most = design.most(model)
+    total = lowest = design.most(model)
     found = []
-    total = most
-    while total > most / WIDEST:
-        found.append(total)
+    while total > lowest / GAP:
+        if enough(total):
+            found.append(total)
+            lowest = total
         total /= STEP
-    found = [total for total in reversed(found) if enough(total)]
+    found.reverse()
     if not found:
         raise BadInput(f"no budget gives every run of {sweep.name} {fewest} steps or more")
     return found

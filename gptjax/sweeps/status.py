@@ -88,6 +88,25 @@ def show_status(folder: SweepFolder, names: list[str]) -> None:
     console.print(f"{folder.path}: {parts} · {100 * share_done(folder, names):.0f}% of the FLOPs")
 
 
+class Pace:
+    """How far a sweep is, and how long the rest takes at the pace since this was made."""
+
+    def __init__(self, folder: SweepFolder, names: list[str]):
+        self.folder, self.names = folder, names
+        self.begun, self.share = time.monotonic(), share_done(folder, names)
+
+    def look(self) -> tuple[float, str, str]:
+        """(share of the FLOPs done, finished points, time left) as they are now."""
+        share = share_done(self.folder, self.names)
+        states = self.folder.ledger.states()
+        finished = sum(states[name].finished for name in self.names)
+        left = ""
+        if share > self.share and share < 1:
+            seconds = (time.monotonic() - self.begun) * (1 - share) / (share - self.share)
+            left = f" · {clock(seconds)} left"
+        return share, f"{finished}/{len(self.names)} points", left
+
+
 class SweepProgress:
     """One live line for a whole sweep; where there is no terminal, a line now and then."""
 
@@ -97,10 +116,8 @@ class SweepProgress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.folder, self.names = folder, names
+        self.pace = Pace(folder, names)
         self.console = Console(highlight=False, soft_wrap=True)
-        self.begun = time.monotonic()
-        self.share = share_done(folder, names)
         self.next_plain = 0.0
         self.live = None
         if self.console.is_terminal:
@@ -118,13 +135,8 @@ class SweepProgress:
         now = time.monotonic()
         if self.live is None and now < self.next_plain:
             return
-        share = share_done(self.folder, self.names)
-        states = self.folder.ledger.states()
-        finished = sum(states[name].finished for name in self.names)
-        line = f"{finished}/{len(self.names)} points · {workers} workers"
-        if share > self.share and share < 1:
-            left = (now - self.begun) * (1 - share) / (share - self.share)
-            line += f" · {clock(left)} left"
+        share, points, left = self.pace.look()
+        line = f"{points} · {workers} workers{left}"
         if self.live is not None:
             self.live.update(self.task, completed=share, line=line)
         else:

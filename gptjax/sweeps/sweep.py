@@ -139,6 +139,8 @@ class Sweep:
 
     def validate(self) -> None:
         """One clear line for a sweep that cannot be; nothing is computed before."""
+        if not isinstance(self.name, str) or not LABEL.fullmatch(self.name):
+            raise BadInput(f"a sweep's name is {self.name!r}; give letters, digits and . _ = + -")
         for name, kind in (("base", Experiment), ("grid", Grid), ("analysis", Analysis)):
             if not isinstance(getattr(self, name), kind):
                 raise BadInput(f"{name} of sweep {self.name} is no {kind.__name__}")
@@ -146,8 +148,16 @@ class Sweep:
             raise BadInput(f"sweep {self.name} has no points")
         for name in ("attempts", "together"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BadInput(f"{name} of sweep {self.name} is {value!r}; give 1 or more")
+        for name in ("share_trunks", "plan_only"):
+            if not isinstance(getattr(self, name), bool):
+                value = getattr(self, name)
+                raise BadInput(f"{name} of sweep {self.name} is {value!r}; give True or False")
+        if not isinstance(self.budget, int | float) or not 0 <= self.budget < math.inf:
+            raise BadInput(
+                f"budget of sweep {self.name} is {self.budget!r}; give FLOPs, or 0 for no limit"
+            )
         if self.design is not None:
             self._check_design()
         self.analysis.validate()

@@ -1,9 +1,9 @@
 """Learning rate and batch of every size by trial: short runs of a few shapes, a law through them.
 
 For some shapes of a design's ladder, from its smallest up, and for some batches about the rule's,
-a grid of learning rates a factor 2 apart is trained on a few tokens per parameter. A grid grows by
-a rate while its best stands at its edge; a parabola through the lowest three gives the rate. The
-batch with the lowest loss wins, and `Tuned` draws the power laws that serve all sizes. Under
+a grid of learning rates a factor 2 apart is trained on a few tokens per parameter. A grid grows
+while its best stands at its edge; a parabola through the lowest three gives the rate. The batch
+with the lowest loss wins, and `Tuned` draws the power laws that serve all sizes. Under
 `parametrization="mup"` one shape, the smallest, is tuned for all (arXiv 2203.03466).
 
 It is an ordinary sweep in WORKDIR/tuning, so it survives what sweeps survive; runs that diverge
@@ -168,16 +168,17 @@ def check_failed(states: Mapping[str, State]) -> None:
 
 
 def grown(cells: Sequence[Cell], losses: Losses, rates: int) -> tuple[Cell, ...]:
-    """The cells with one more rate at the edge where the best stands; the same when none does.
+    """The cells with more rates at the edge where the best stands; the same when none does.
 
     A grid that began with so many `rates` ends to grow when it has six more.
     """
     found = []
     for cell in cells:
-        _, _, edge = lowest(cell.rates, [losses[cell, rate] for rate in cell.rates])
-        if edge and len(cell.rates) < rates + GROWTH:
-            more = _rate(cell.rates[0] / 2) if edge < 0 else _rate(cell.rates[-1] * 2)
-            cell = dataclasses.replace(cell, rates=tuple(sorted((*cell.rates, more))))
+        _, _, more = lowest(cell.rates, [losses[cell, rate] for rate in cell.rates])
+        for _ in range(min(abs(more), rates + GROWTH - len(cell.rates))):
+            new = (_rate(cell.rates[0] / 2),) if more < 0 else ()
+            new += (*cell.rates, *((_rate(cell.rates[-1] * 2),) if more > 0 else ()))
+            cell = dataclasses.replace(cell, rates=new)
         found.append(cell)
     return tuple(found)
 

@@ -20,6 +20,7 @@ from gptjax.errors import EXIT_PREEMPTED, BadInput, OneLineParser, Trouble, exit
 from gptjax.process import quiet_libraries, use_compilation_cache
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import Lease, Ledger
+from gptjax.sweeps.status import Pace
 from gptjax.sweeps.sweep import Point
 from gptjax.sweeps.trunks import begin_from_trunk
 from gptjax.training.signals import LeaveAtOnce, Preempted
@@ -120,9 +121,11 @@ def _train(folder: SweepFolder, points: list[Point], say: Say) -> list:
 
 def work(folder: SweepFolder, names: list[str], say: Say = print) -> int:
     """Take points until none of `names` can be claimed; how many were begun."""
-    last, begun = "", 0
+    last, begun, pace = "", 0, Pace(folder, names)
     while leases := next_points(folder, names, last):
         last = folder.points[leases[0].point].program
+        share, points, left = pace.look()
+        say(f"--- {100 * share:.0f}% · {points}{left} · now:")
         for lease in leases:
             say(f"--- {lease.point}")
         run_points(folder, leases, say)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws import LAWS, fit_law, fit_two_step, get_law, holdout
+from gptjax.scaling.laws import (
+    LAWS,
+    bootstrap,
+    envelope,
+    fit_law,
+    fit_two_step,
+    get_law,
+    holdout,
+    isoflop,
+)
 from gptjax.scaling.laws.holdout import frontier
 from gptjax.scaling.laws.threads import _libraries, one_blas_thread
 from gptjax.scaling.table import Runs
@@ -175,6 +184,31 @@ BAD = [
     (lambda r: fit_law(r, "kaplan_n", diagnose=False).optimum(1e20), "no optimum"),
     (lambda r: holdout(r, "chinchilla", k=0.5), "k is 0.5"),
     (lambda r: holdout(r, "chinchilla", k=1e9), "below max"),
+    (lambda r: holdout(r, 3), "law is '3'"),
+    (lambda r: holdout(r, "chinchilla", k="a"), "k is 'a'"),
+    (lambda r: fit_law(3, "chinchilla"), "runs is a int"),
+    (lambda r: fit_law(r, "chinchilla", seed=-1), "seed is -1"),
+    (lambda r: fit_law(r, "chinchilla", delta="a"), "delta is 'a'"),
+    (lambda r: fit_law(r, "chinchilla", loss=3), "loss is 3, not one of"),
+    (lambda r: fit_law(r, "chinchilla", fixed=3), "fixed is 3; give a dict"),
+    (lambda r: fit_law(r, "chinchilla", fixed={"E": "a"}), "fixed holds E at 'a'"),
+    (lambda r: fit_law(r, "chinchilla", fixed={"alpha": np.inf}), "alpha is inf; it must be from"),
+    (lambda r: fit_law(r, "chinchilla", weights="a"), "weights is 'a'"),
+    (lambda r: fit_law(r, "chinchilla", starts=1, diagnose=False).optimum("1e20"), "flops is '1e2"),
+    (lambda r: fit_law(r, "chinchilla", starts=1, diagnose=False).predict(N=-1, D=1), "positive"),
+    (lambda r: fit_law(r, "chinchilla", starts=1, diagnose=False).predict(N=[1, 2], D=[1, 2, 3]),
+     r"parameters \(2,\), tokens \(3,\)"),
+    (lambda r: isoflop(r, window=-1), "window is -1"),
+    (lambda r: isoflop(r, budgets="a"), "budgets is 'a'"),
+    (lambda r: envelope(r, seed=1.5), "seed is 1.5"),
+    (lambda r: bootstrap(3), "fit is a int"),
+    (lambda r: Runs.of("a"), "loss holds something that is no number"),
+    (lambda r: Runs.of(r.loss, parameters=[1, 2]), "parameters has 2 rows and there are 30 losses"),
+    (lambda r: Runs.of([1.0], names="a"), "names is 'a'; give one per run"),
+    (lambda r: r.select([99]), "there is no row 99, only 0 to 29"),
+    (lambda r: r.select("a"), "rows are chosen by 'a'"),
+    (lambda r: Runs.concatenate([]), "one table of runs or more"),
+    (lambda r: Runs.read_csv(3), "the path of a table is 3"),
 ]  # fmt: skip
 
 
@@ -220,8 +254,6 @@ def test_too_little_to_hold_out():
         holdout(few, "kaplan_c", 4)
     with pytest.raises(BadInput, match="no runs to hold out"):
         holdout(few.select([]), "kaplan_c", 4)
-    with pytest.raises(BadInput, match="runs is a int"):
-        fit_law(3, "kaplan_c")
 
 
 def test_blas_keeps_to_one_thread_and_gets_its_threads_back():

@@ -72,7 +72,8 @@ def test_a_table_of_every_pair():
 @pytest.mark.parametrize(
     "arguments",
     [(1, 1, 0.0), (1, 1, -1.0), (1.5, 1, 1.0), (-1, 1, 1.0), (1, -1, 1.0), (1, 1, 1.0, 0.5),
-     (math.nan, 1, 1.0), (1, math.nan, 1.0), (1, 1, math.nan)],
+     ("a", 1, 1.0), (1, None, 1.0), (1, 1, "a"), (1, 1, 1.0, "a"), ([1, 2], [1, 2, 3], 1.0),
+     (1, 1, 1.0, 9, "a"), (math.nan, 1, 1.0), (1, math.nan, 1.0), (1, 1, math.nan)],
 )  # fmt: skip
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(BadInput):

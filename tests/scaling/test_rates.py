@@ -30,13 +30,16 @@ def test_the_parabola_finds_its_own_bottom():
 @pytest.mark.parametrize(
     ("losses", "found"),
     [
-        ([1.0, 2.0, 3.0], (0.01, 1.0, -1)),
-        ([3.0, 2.0, 1.0], (0.04, 1.0, 1)),
+        ([1.0, 2.0, 3.0], (0.01, 1.0, -2)),  # no bend to go by
+        ([3.0, 2.0, 1.0], (0.04, 1.0, 2)),
+        ([4.0, 1.9, 1.0], (0.04, 1.0, 1)),  # a bottom just beyond
+        ([3.1, 2.0, 1.0], (0.04, 1.0, 3)),  # far beyond
+        ([1.0, 1.9, 4.0], (0.01, 1.0, -1)),
         ([2.0, 1.0, math.inf], (0.02, 1.0, 0)),  # beside a divergence the best itself
-        ([1.0, math.inf, math.inf], (0.01, 1.0, -1)),
+        ([1.0, math.inf, math.inf], (0.01, 1.0, -2)),
         ([2.0, 1.0, math.nan], (0.02, 1.0, 0)),
-        ([math.inf, math.inf, math.inf], (0.01, math.inf, -1)),
-        ([1.0, 1.0, 1.0], (0.01, 1.0, -1)),
+        ([math.inf, math.inf, math.inf], (0.01, math.inf, -3)),
+        ([1.0, 1.0, 1.0], (0.01, 1.0, -2)),
     ],
 )
 def test_edges_and_divergence(losses, found):

@@ -6,6 +6,7 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.sweeps.compare import compare, folder_runs, main
+from gptjax.sweeps.ledger import State
 from tests.sweeps.synthetic import fake, isoflop_sweep
 
 SWEEP = isoflop_sweep(shapes=6, budgets=(4e11, 3.2e12, 2.56e13), per_budget=5)
@@ -53,6 +54,8 @@ def test_the_command_line_writes_a_page_and_data(folders, tmp_path, capsys):
         (["{0}", "{1}", "--reference=swiglo"], "did you mean 'swiglu'?"),
         (["{0}", "{1}", "--resample=x"], "--resamples"),
         ([], "sweeps"),
+        (["{0}", "{1}", "--out={0}"], "holds a sweep or a run of its own"),
+        (["{0}", "{1}", "--resamples=3"], "resamples is 3; an interval needs at least 20"),
     ],
 )
 def test_errors_are_one_line(folders, capsys, arguments, words):
@@ -60,6 +63,25 @@ def test_errors_are_one_line(folders, capsys, arguments, words):
     assert main([argument.format(*paths) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and words in said
+
+
+def test_a_sweep_that_waits_is_told_with_its_command(folders, tmp_path, capsys):
+    waiting = {number: State("waiting") for number in (3, 7)}
+    paused = fake(tmp_path / "a=b", SWEEP, states=waiting)
+    words = f"2 of 15 points of a=b are not finished; python experiments/run.py --exp={SWEEP.name}"
+    both = {"a=b": paused, "gelu": folders[0]}
+    assert words in compare(both, resamples=20, exponents="shared").remarks[0]
+    begun = fake(tmp_path / "b", SWEEP, states={n: State("waiting") for n in range(15)})
+    assert main([str(begun.path), str(folders[0].path)]) == 2
+    said = capsys.readouterr().err
+    assert "b has no finished run" in said and "15 of 15 points of b are not finished" in said
+
+
+def test_nonsense_is_one_line(folders):
+    with pytest.raises(BadInput, match="sweeps is a list"):
+        compare([folders[0]])
+    with pytest.raises(BadInput, match="b is 3; give a SweepFolder"):
+        compare({"a": folders[0], "b": 3})
 
 
 def test_one_corpus_per_sweep(folders):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from gptjax import Sweep, registry
+from gptjax.command_line import parse
 from gptjax.errors import BadInput, DamagedData
 from gptjax.scaling.flops import count_flops
 from gptjax.sweeps import design
@@ -110,6 +111,14 @@ def test_grid_and_design_agree():
 def test_wishes_that_cannot_be_are_one_line(name, wish, words):
     with pytest.raises(BadInput, match=words):
         plan_sweep(registry.get(name), wish)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "nan", "inf", "ten", "1e999", "3m"])
+def test_options_are_numbers_above_nothing(text):
+    for option in ("minutes", "budget"):
+        with pytest.raises(BadInput, match=f"--{option}={text} is no number of"):
+            parse(["--exp=sweep_cpu_10min", f"--{option}={text}"])
+    assert parse(["--minutes", "2.5"]).minutes == 2.5 and parse(["--budget=1e14"]).budget == 1e14
 
 
 def test_minutes_of_other_machines_are_refused():

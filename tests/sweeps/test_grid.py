@@ -102,6 +102,20 @@ def test_sweeps_that_cannot_be_are_refused():
         Sweep("s", BASE, rows()).validate()
     with pytest.raises(BadInput, match="more than its budget"):
         Sweep("s", BASE, SEEDS, budget=1e3).validate()
+    for options, words in (
+        ({"name": 3}, "a sweep's name is 3"),
+        ({"name": "../up"}, "a sweep's name is '../up'"),
+        ({"base": 3}, "base of sweep s is no Experiment"),
+        ({"grid": 3}, "grid of sweep s is no Grid"),
+        ({"analysis": 3}, "analysis of sweep s is no Analysis"),
+        ({"attempts": True}, "attempts of sweep s is True; give 1 or more"),
+        ({"together": 1.5}, "together of sweep s is 1.5"),
+        ({"share_trunks": "no"}, "share_trunks of sweep s is 'no'; give True or False"),
+        ({"budget": "a"}, "budget of sweep s is 'a'; give FLOPs"),
+        ({"budget": float("nan")}, "budget of sweep s is nan"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            Sweep(**{"name": "s", "base": BASE, "grid": SEEDS, **options}).validate()
     with pytest.raises(BadInput, match="is no name for a folder"):
         _ = Sweep("s", BASE, rows({"name": "../up"})).points
     with pytest.raises(BadInput, match=r"analysis\.holdout is 0\.5"):

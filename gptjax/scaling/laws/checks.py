@@ -1,6 +1,9 @@
 """Checks of the plain arguments that fits share: one line each, before anything is computed."""
 
+from collections.abc import Mapping
 from numbers import Integral, Real
+
+import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.scaling.table import Runs
@@ -49,6 +52,24 @@ def check_delta(delta: float) -> None:
         raise BadInput(
             f"delta is {delta!r}; give {low:g} to {high:g}, as 1e-3 (for squares: loss=squared_log)"
         )
+
+
+def check_fixed(fixed) -> dict[str, float]:
+    """Parameters that are held, by name; BadInput for what is no number."""
+    if not isinstance(fixed or {}, Mapping):
+        raise BadInput(f"fixed is {fixed!r:.80}; give a dict, as {{'E': 1.7}}")
+    for name, value in (fixed or {}).items():
+        if not isinstance(value, Real):
+            raise BadInput(f"fixed holds {name} at {value!r:.80}; give a number")
+    return dict(fixed or {})
+
+
+def numbers_of(name: str, values) -> np.ndarray:
+    """The values as float64, of whatever shape; BadInput for what is no number."""
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise BadInput(f"{name} is {values!r:.80}; give numbers") from None
 
 
 def _whole(value) -> bool:

@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws.checks import check_delta, check_runs, check_seed, check_starts
+from gptjax.scaling.laws.checks import (
+    check_delta,
+    check_fixed,
+    check_runs,
+    check_seed,
+    check_starts,
+    numbers_of,
+)
 from gptjax.scaling.laws.inference import covariance, free_covariance, information, scale_of
 from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.objective import Objective, check_loss
@@ -22,6 +30,7 @@ from gptjax.scaling.laws.registry import get_law
 from gptjax.scaling.laws.solve import AGREE, Solution, coordinates_of, descend, hold
 from gptjax.scaling.table import FIELDS, LETTERS, OTHERS_OUT, Runs
 
+SHAPE = FIELDS[:3]  # parameters, tokens, FLOPs
 HOPS = 24  # where starts disagree, a quarter of that where none does
 LONGEST_HOP = 2.0  # in a raw coordinate
 
@@ -70,13 +79,22 @@ class Fit:
         """What `predict` gives the law, [variables, rows]; BadInput for what is missing."""
         if columns:
             return self.law.prepare(self._complete(columns))
+        if runs is not None:
+            check_runs(runs)
         return self.law.prepare(law_columns(self.runs if runs is None else runs, self.law))
 
     def _complete(self, columns: Mapping) -> dict[str, np.ndarray]:
-        given = {LETTERS.get(k, k): np.asarray(v, dtype=float) for k, v in columns.items()}
-        shape = np.broadcast_shapes(*(v.shape for v in given.values()))
+        given = {LETTERS.get(k, k): numbers_of(k, v) for k, v in columns.items()}
+        for name, values in given.items():
+            if name in SHAPE and not usable(values).all():
+                raise BadInput(f"{name} is {values.min():g}; give positive numbers")
+        try:
+            shape = np.broadcast_shapes(*(v.shape for v in given.values()))
+        except ValueError:
+            shapes = ", ".join(f"{name} {values.shape}" for name, values in given.items())
+            raise BadInput(f"these shapes do not go together: {shapes}") from None
         given = {k: np.broadcast_to(v, shape).ravel() for k, v in given.items()}
-        N, D, C = (given.get(name) for name in FIELDS[:3])
+        N, D, C = (given.get(name) for name in SHAPE)
         factor, power = self.cost.factor, self.cost.power
         if C is None and N is not None and D is not None:
             given["flops"] = factor * N**power * D
@@ -97,8 +115,8 @@ class Fit:
         law has no interior optimum there. Flagged when it lies over `decades` beyond the runs.
         """
         check_shape_law(self.law, others)
-        if not (np.isfinite(flops) and flops > 0):
-            raise BadInput(f"flops is {flops}; give a positive number")
+        if not isinstance(flops, Real) or not 0 < flops < np.inf:
+            raise BadInput(f"flops is {flops!r}; give a positive number")
         N, D, loss = best_shape(self.law, self.raw, flops, self.cost, self.size_range, others)
         if not np.isfinite(N):
             raise BadInput(f"the fitted {self.law.name} has no compute-optimal size at {flops:.3g} "
@@ -143,7 +161,7 @@ def fit_law(
     check_delta(delta)
     check_starts(starts)
     check_seed(seed)
-    fixed = dict(fixed or {})
+    fixed = check_fixed(fixed)
     objective = build_objective(runs, law, loss, delta, fixed)
     if weights is not None:
         objective = replace(objective, weights=check_weights(weights, len(runs)))
@@ -328,7 +346,7 @@ def check_rows(runs: Runs, law: Law, columns: Mapping[str, np.ndarray], free: in
 
 def check_weights(weights, rows: int) -> np.ndarray:
     """The weights as an array, or BadInput."""
-    weights = np.asarray(weights, dtype=float)
+    weights = numbers_of("weights", weights)
     if weights.shape != (rows,) or not np.isfinite(weights).all() or not (weights > 0).all():
         raise BadInput(f"weights: give one positive number for each of the {rows} runs")
     return weights

@@ -4,8 +4,9 @@ A law earns its place when it beats a power law in compute alone, the nearest ru
 value. The error is that of log loss: 0.01 is one percent.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Holdout:
 
 
 def holdout(
-    runs: Runs, laws: str | Law | Iterable[str | Law], k: float = 4.0, **options
+    runs: Runs, laws: str | Law | Sequence[str | Law], k: float = 4.0, **options
 ) -> Holdout:
     """Fit each law to the runs with C <= max(C) / k and score it on the others.
 
@@ -61,9 +62,9 @@ def holdout(
     run` in log N and log D (or log C) and `last value`, the loss of the largest fitted run.
     """
     check_runs(runs)
-    laws = [laws] if isinstance(laws, str | Law) else list(laws)
-    if not 1 < k < np.inf:
-        raise BadInput(f"k is {k}; give more than 1: runs above max(C) / k are held out")
+    laws = [get_law(law) for law in (laws if isinstance(laws, tuple | list) else [laws])]
+    if not isinstance(k, Real) or not 1 < k < np.inf:
+        raise BadInput(f"k is {k!r}; give more than 1: runs above max(C) / k are held out")
     if not len(runs):
         raise BadInput("there are no runs to hold out of")
     if not (np.isfinite(runs.flops) & (runs.flops > 0)).all():
@@ -75,7 +76,6 @@ def holdout(
         raise BadInput(f"{len(fitted)} runs lie below max(C) / {k:g}; {why}")
     scores = []
     for law in laws:
-        law = get_law(law)
         if law.target != "loss":
             raise BadInput(f"law {law.name!r} predicts {law.target}; held-out scoring is of loss")
         fit = fit_law(fitted, law, **options)
@@ -99,8 +99,9 @@ def baselines(fitted: Runs, held_out: Runs) -> dict[str, np.ndarray]:
         if np.isfinite(fitted.column(name)).all() and np.isfinite(held_out.column(name)).all()
     ]
     axes = axes[:2] if axes[:2] == ["parameters", "tokens"] else axes
-    near = np.log(np.stack([fitted.column(a) for a in axes], axis=1))
-    far = np.log(np.stack([held_out.column(a) for a in axes], axis=1))
+    # a row of nonsense, such as 0 tokens, is far from all
+    near = np.log(np.stack([np.maximum(fitted.column(a), 1e-300) for a in axes], axis=1))
+    far = np.log(np.stack([np.maximum(held_out.column(a), 1e-300) for a in axes], axis=1))
     distance = ((far[:, None] - near[None]) ** 2).sum(axis=2)
     out["nearest run"] = fitted.loss[distance.argmin(axis=1)]
     out["last value"] = np.full(len(held_out), fitted.loss[np.argmax(fitted.flops)])

@@ -103,6 +103,7 @@ def bootstrap(
     a line now and then when it takes longer than some seconds. BadInput for an interval without
     width.
     """
+    _check_fit(fit)
     check_level(level)
     check_resamples(resamples)
     check_seed(seed)
@@ -214,6 +215,7 @@ def profile(fit: Fit, name: str, level: float = 0.95) -> Interval:
     An end that the runs do not bound is open: 0 (or -inf) below, inf above. BadInput for a
     parameter that was held in the fit, and for an interval without width.
     """
+    _check_fit(fit)
     check_level(level)
     law, index = fit.law, fit.law.index(name)
     if name in fit.fixed:
@@ -264,3 +266,8 @@ def profile(fit: Fit, name: str, level: float = 0.95) -> Interval:
         low, high = (float(np.exp(min(end, 700.0))) for end in ends)
         high = np.inf if np.isinf(ends[1]) else high
     return Interval(fit.parameters[name], float(low), float(high), level)
+
+
+def _check_fit(fit) -> None:
+    if not isinstance(fit, Fit):
+        raise BadInput(f"fit is a {type(fit).__name__}, not what fit_law returns")

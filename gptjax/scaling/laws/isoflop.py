@@ -6,11 +6,18 @@ scatter about the line, where it is more than those explain, goes into the expon
 """
 
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
+from gptjax.scaling.laws.checks import (
+    check_level,
+    check_resamples,
+    check_runs,
+    check_seed,
+    numbers_of,
+)
 from gptjax.scaling.laws.intervals import Interval, interval_of
 from gptjax.scaling.laws.optimum import DECADES, Optimum, reach_flags
 from gptjax.scaling.table import OTHERS_OUT, Runs
@@ -105,6 +112,8 @@ def isoflop(
     check_level(level)
     check_seed(seed)
     check_resamples(resamples)
+    if not isinstance(window, Real) or not window > 0:
+        raise BadInput(f"window is {window!r}; give e-folds of N, as log(6)")
     settings = (window, resamples, seed, level)
     group = budget_of(runs, budgets)
     result, outlying = _analyse(runs, group, *settings)
@@ -133,7 +142,7 @@ def budget_of(runs: Runs, budgets=None) -> np.ndarray:
     if np.isnan(C).all():
         raise BadInput("approach 2 needs flops (or a column budget), and no run has them")
     if budgets is not None:
-        known = np.sort(np.asarray(budgets, dtype=float))
+        known = np.sort(np.atleast_1d(numbers_of("budgets", budgets)))
         if not (known > 0).all() or not len(known):
             raise BadInput("budgets: give positive FLOPs")
         distance = np.abs(np.log(C)[:, None] - np.log(known))

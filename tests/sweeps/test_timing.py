@@ -1,0 +1,76 @@
+"""What is measured is kept for a day, by program and place; a program that fails says why."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+
+from gptjax import Sweep, data
+from gptjax.errors import BadInput
+from gptjax.sweeps import timing
+from gptjax.sweeps.grid import rows
+from gptjax.sweeps.measure import Cost, measure_programs
+from gptjax.sweeps.timing import Place, age, find_place, measured, store_of
+from tests.conftest import changed
+
+PLACE = Place("a device", "cpu", ((0,), (1,)))
+
+
+@pytest.fixture
+def sweep(tiny, tmp_path) -> Sweep:
+    base = changed(tiny, data={"cache_dir": str(tmp_path)})
+    return Sweep("two", base, rows({"optim.lr": 1e-3}, {"optim.lr": 2e-3}, {"model.d_ff": 24}))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The programs that were measured, call by call."""
+    calls = []
+
+    def measure(programs, place):
+        calls.append(set(programs))
+        for program in programs:
+            yield program, Cost(5.0, 3.0, 1.0, 0.1 * len(calls), 0.1, 0.1, time.time())
+
+    monkeypatch.setattr(timing, "_measure", measure)
+    monkeypatch.setattr(data, "prepare", lambda *_, **__: None)
+    return calls
+
+
+def test_figures_are_kept_by_program_and_place(sweep, asked, monkeypatch):
+    first = measured(sweep.points, PLACE)
+    assert measured(sweep.points, PLACE) == first and len(asked) == 1
+    assert asked[0] == {point.program for point in sweep.points} and len(asked[0]) == 2
+    assert age(first) < 60 and age({}) == age({"a": "unknown"}) == 0.0
+    measured(sweep.points, dataclasses.replace(PLACE, shares=((0, 1),)))
+    other = [changed(p.experiment, train={"eval_batches": 3}) for p in sweep.points[:1]]
+    measured([dataclasses.replace(sweep.points[0], experiment=other[0])], PLACE)
+    assert [len(programs) for programs in asked] == [2, 2, 1]
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
+    assert measured(sweep.points, PLACE) != first and len(asked) == 4
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', "null"])
+def test_a_damaged_store_is_written_anew(sweep, asked, content):
+    store = store_of(sweep.base)
+    store.write_text(content)
+    measured(sweep.points, PLACE)
+    measured(sweep.points, PLACE)
+    assert len(asked) == 1 and len(json.loads(store.read_text())) >= 2
+
+
+def test_runs_that_cannot_be_made_say_why(tiny):
+    large = changed(tiny, data={"batch_size": 1 << 20})
+    wide = changed(tiny, mesh={"data": 16})
+    damaged = changed(tiny, data={"files": ("/nowhere/*.txt",)})
+    why = list(measure_programs([large, wide, damaged]))
+    assert "too large for this CPU" in why[0] and "16 devices" in why[1] and "nowhere" in why[2]
+
+
+def test_places():
+    here = find_place("here", 0, 5)
+    assert here.workers == 1 and here.here and here.shares == ((),)
+    with pytest.raises(BadInput, match="--launcher=ray works on other machines"):
+        find_place("ray", 0, 5)
