@@ -178,11 +178,8 @@ def _masked(work: Work, strip, scores, extras, transposed: bool):
         mask = mask & wide(turn(same)[:, :, None])
     if slopes_GR is not None:
         apart = turn((k_at - q_at).astype(jnp.float32))[:, None, None]
-        slopes = slopes_GR[..., None, :, None] if transposed else slopes_GR[..., None, None]
-        if transposed:
-            slopes = slopes_GR[None, None, :, None, :, None]
-        else:
-            slopes = slopes_GR[None, None, :, :, None, None]
+        slopes = slopes_GR[None, None, :, None, :, None] if transposed else (
+            slopes_GR[None, None, :, :, None, None])  # fmt: skip
         scores = scores + slopes * wide(apart)
     return jnp.where(mask, scores, FAR)
 
