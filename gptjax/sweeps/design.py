@@ -379,9 +379,10 @@ def _after_tuning(
     if known is not None:  # what an earlier start did is not on this process's clock
         seconds = max(seconds, known.wall - REPORT_SECONDS)
     try:
-        return for_minutes(tuned, wish.minutes - seconds / 60, costs, place.workers)
-    except BadInput as error:
-        say(f"after {clock(seconds)} of tuning: {error}; so the smallest plan is run")
+        rest = max(wish.minutes - seconds / 60, 1e-3)
+        return for_minutes(tuned, rest, costs, place.workers)
+    except BadInput:
+        say(f"{clock(seconds)} of tuning leave less than the smallest plan takes, which is run")
         return tuned.planned(design=tuned.design.scaled(totals(tuned)[0]))
 
 
