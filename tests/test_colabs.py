@@ -46,7 +46,7 @@ def notebook(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(tiny):
     """A run of a second or two."""
-    train = {"steps": 5, "eval_every": 5, "checkpoint_every": 5, "sample_tokens": 0}
+    train = {"steps": 5, "eval_every": 50, "checkpoint_every": 50, "sample_tokens": 0}
     return changed(tiny, model={"num_layers": 1}, train=train)
 
 

@@ -16,7 +16,7 @@ def run(tiny, tmp_path_factory):
         tiny,
         train={"steps": 6, "checkpoint_every": 3, "sample_prompt": "def "},
         data={"tokenizer": "bpe", "vocab_size": 320},
-        model={"vocab_size": 320},
+        model={"vocab_size": 320, "num_layers": 1},
     )
     return gptjax.fit(experiment, tmp_path_factory.mktemp("trained") / "run")
 

@@ -210,16 +210,19 @@ class Runs:
         for row in zip(*columns, strict=True):
             writer.writerow([_cell(value) for value in row])
         content = out.getvalue().encode()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(
-                gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
-            )
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file by one rename: a full disk leaves the one before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _mapped(path: Path, cells: Mapping[str, list], columns: Mapping[str, str]) -> dict[str, str]:

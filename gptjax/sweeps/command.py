@@ -10,11 +10,11 @@ from gptjax.training.metrics import clock, short
 
 def show_plan(
     sweep: Sweep, only: tuple[str, ...] = (), launcher: str = "local", workers: int = 0
-) -> None:
+) -> float | None:
     """Print every point with its size and cost, and what they come to.
 
     Times are those of the launcher's workers on this machine; a program whose time is not known
-    is measured now.
+    is measured now. Returns the expected seconds by the clock, where they are known.
     """
     from rich import box
     from rich.console import Console
@@ -56,6 +56,7 @@ def show_plan(
     )
     for line in times.lines():
         console.print(line)
+    return times.schedule.wall if times.schedule is not None else None
 
 
 class _Times:
@@ -147,19 +148,23 @@ def wish_of(command):
 def _show_wish(sweep: Sweep, command, path: Path) -> None:
     """--dry-run of a sweep that is planned anew."""
     from gptjax.sweeps.design import plan_sweep
+    from gptjax.sweeps.schedule import REPORT_SECONDS
 
     wish = wish_of(command)
     where = {"launcher": command.launcher or "local", "workers": command.workers}
     plan = plan_sweep(sweep, wish, path, **where)
+    first = None
     if plan.tuning is not None:
         print(
             f"first {wish.tuning.rates} learning rates a factor 2 apart are tuned for each shape "
             f"and batch on {plan.ratio:g} tokens per parameter; a grid whose best rate stands at "
             "its edge grows, which comes on top"
         )
-        show_plan(plan.tuning, **where)
+        first = show_plan(plan.tuning, **where)
         print("then, with rates and batches of the rule until they are tuned:")
-    show_plan(plan.sweep, command.only, **where)
+    second = show_plan(plan.sweep, command.only, **where)
+    if first is not None and second is not None:
+        print(f"expected wall time in all: {clock(first + second - REPORT_SECONDS)}")
 
 
 def run_command(sweep: Sweep, command) -> int:

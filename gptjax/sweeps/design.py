@@ -354,15 +354,14 @@ def run_planned(
         return run(plan.sweep, path, only=only)
     begun = time.monotonic()
     stage = run_tuning(plan.sweep, wish.tuning, plan.ratio, path / "tuning", run, say)
-    seconds = time.monotonic() - begun
-    tuned = _after_tuning(plan.sweep, wish, stage, seconds, options, say)
+    tuned = _after_tuning(plan.sweep, wish, stage, begun, options, say)
     found = {"found": tuned.design.rates.to_json(), "budgets": list(tuned.design.budgets)}
     write_json(path / "tuned.json", {**found, "rounds": stage.rounds})
     return run(_with_tuned(plan.sweep, path), path, only=only)
 
 
 def _after_tuning(
-    sweep: Sweep, wish: Wish, stage: Stage, seconds: float, options: dict, say: Say
+    sweep: Sweep, wish: Wish, stage: Stage, begun: float, options: dict, say: Say
 ) -> Sweep:
     """The sweep with its tuned rates, on the budgets that the rest of the minutes pays for."""
     tuned = sweep.planned(design=dataclasses.replace(sweep.design, rates=stage.tuned))
@@ -376,12 +375,14 @@ def _after_tuning(
     place = find_place(options["launcher"], options["workers"], len(sweep.points))
     costs = measured((*every_shape(tuned).points, *stage.sweep.points), place, say)
     known = schedule(stage.sweep.points, costs, place.workers)
+    seconds = time.monotonic() - begun
     if known is not None:  # what an earlier start did is not on this process's clock
         seconds = max(seconds, known.wall - REPORT_SECONDS)
     try:
-        return for_minutes(tuned, wish.minutes - seconds / 60, costs, place.workers)
-    except BadInput as error:
-        say(f"after {clock(seconds)} of tuning: {error}; so the smallest plan is run")
+        rest = max(wish.minutes - seconds / 60, 1e-3)
+        return for_minutes(tuned, rest, costs, place.workers)
+    except BadInput:
+        say(f"{clock(seconds)} of tuning leave less than the smallest plan takes, which is run")
         return tuned.planned(design=tuned.design.scaled(totals(tuned)[0]))
 
 

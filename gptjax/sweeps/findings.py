@@ -67,7 +67,8 @@ def summary(findings: Findings, unit: str) -> list[str]:
         )
     flagged = sum(len(law.fit.flags) for law in findings.laws if law.fit is not None)
     if flagged:
-        lines.append(f"{flagged} warnings about the fits stand with the laws below.")
+        what = "1 warning about the fits stands" if flagged == 1 else f"{flagged} warnings stand"
+        lines.append(f"{what} with the laws below.")
     return lines
 
 

@@ -109,7 +109,9 @@ def _cost(experiment: Experiment, start: float, compiled: list[float]) -> Cost |
     # A save in the middle slows the steps behind it; all others are those of a long run.
     half = count // 2
     after = slice(half - 1, half + 7)
-    plain = gaps[1 : half - 1] + gaps[half + 7 :] or gaps
+    plain = sorted(gaps[1 : half - 1] + gaps[half + 7 :] or gaps)
+    fifth = len(plain) // 5  # moments of other work count little in a long run
+    plain = plain[fifth : len(plain) - fifth]
     step = sum(plain) / len(plain)
     save = max(sum(gaps[after]) - len(gaps[after]) * step, 0.0)
     evaluation = max(rows[-1]["seconds"] - rows[-2]["seconds"], 0.0)

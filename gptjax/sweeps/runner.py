@@ -106,7 +106,8 @@ def _supervise(folder, names, kind: str, workers: int, only: tuple[str, ...]) ->
         return
     # On a CPU a worker for each core: small models gain little from a second one.
     cpu = kind == "local" and backend() == "cpu"
-    cores = len(os.sched_getaffinity(0)) if cpu else 1
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (known or 1) if cpu else 1
     launcher = make_launcher(kind, folder.path, only, workers or min(cores, left), pin=cpu)
     stop, before = Stop(), {}
     if threading.current_thread() is threading.main_thread():

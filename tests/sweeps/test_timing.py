@@ -74,3 +74,11 @@ def test_places():
     assert here.workers == 1 and here.here and here.shares == ((),)
     with pytest.raises(BadInput, match="--launcher=ray works on other machines"):
         find_place("ray", 0, 5)
+
+
+def test_processes_answer_for_their_programs(sweep):
+    base = changed(sweep.base, model={"d_model": 8192, "num_layers": 8})
+    large = Sweep("large", base, rows({"model.d_ff": 24}, {"model.d_ff": 32}))
+    found = measured(large.points, find_place("local", 2, 2))
+    assert len(found) == 2
+    assert all("too large for this CPU" in why for why in found.values())

@@ -13,7 +13,7 @@ from gptjax.scaling.laws import LAWS, bootstrap, fit_law, get_law, holdout, isof
 from gptjax.scaling.laws.fit import usable, usable_rows
 from gptjax.scaling.laws.law import Law
 from gptjax.scaling.laws.summary import holdout_summary, isoflop_summary, summary
-from gptjax.scaling.table import LETTERS, Runs
+from gptjax.scaling.table import LETTERS, Runs, replace_file
 
 SHAPE = ("parameters", "tokens", "loss")
 UNFINISHED = ("waiting", "diverged", "failed")  # of a sweep's points, in its runs.csv
@@ -89,7 +89,7 @@ def _run(options) -> int:
         raise BadInput(f"{error}{f'; {unfinished}' if unfinished else ''}") from None
     if options.json:
         try:
-            options.json.write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+            replace_file(options.json, (json.dumps(out, indent=1) + "\n").encode())
         except OSError as error:
             raise BadInput(f"cannot write --json={options.json}: {error.strerror}") from None
     return EXIT_DONE
