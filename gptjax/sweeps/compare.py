@@ -196,7 +196,7 @@ def gain_chart(comparison: Comparison, name: str, colors: Mapping[str, str]) -> 
             name=f"gain_{name}",
             title=f"Gain in {AXES[name]} over {comparison.reference} at equal loss",
             x_label=f"loss ({comparison.unit})",
-            y_label="times less",
+            y_label="times less is needed",
             series=tuple(series),
             log_x=False,
             caption=f"Only over the losses that both have reached. In the middle: {said}.",
