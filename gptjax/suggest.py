@@ -23,7 +23,7 @@ SYNONYMS = {
     "model.context_length": "context context_size block_size n_ctx max_seq_len max_length seq_len",
     "model.vocab_size": "vocab vocabulary n_vocab",
     "model.positions": "position pos_embedding position_embedding",
-    "model.rotary_base": "rope_theta rope_base",
+    "model.rotary.base": "rope_theta rope_base rotary_base",
     "model.tied_embeddings": "tie tied tie_embeddings tie_word_embeddings weight_tying",
     "model.biases": "bias use_bias",
     "model.compute_dtype": "dtype precision",

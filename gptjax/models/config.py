@@ -11,13 +11,14 @@ or is 1. Depth is not covered: its one rule is the residual branches' 1 / sqrt(2
 """
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gptjax.errors import BadInput, check_types
 from gptjax.ops.patterns import Pattern, parse_layers
 
-Activation = Literal["gelu_tanh", "gelu_erf", "relu", "swiglu", "geglu"]
+Activation = Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "swiglu", "geglu"]
 
 
 # Far beyond any model, near enough to answer at once.
@@ -38,12 +39,21 @@ class AttentionConfig:
     # turn (causal/window:256), a bar groups of heads.
     pattern: str = "causal"
     kernel: Literal["auto", "dense", "blocked", "cudnn"] = "auto"
+    qk_dim: int = 0  # size of queries and keys in a head; 0: that of values
     base_head_dim: int = 0  # muP: the head size at the base width; 0: the same as here
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """The patterns of the layers, in turn; BadInput for a text that names none."""
         return parse_layers(self.pattern)
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """How rotary positions turn queries and keys (arXiv 2104.09864)."""
+
+    base: float = 10_000.0
+    fraction: float = 1.0  # of each head that turns (GPT-NeoX: 0.25)
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,11 @@ class DecoderConfig:
     head_dim: int = 0  # 0: d_model / num_heads
     d_ff: int = 0  # 0: 4 d_model, or for gated units 8/3 d_model rounded up to 32
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    positions: Literal["learned", "rotary", "alibi", "none"] = "learned"
-    rotary_base: float = 10_000.0
-    rotary_fraction: float = 1.0  # of each head that turns (GPT-NeoX: 0.25)
+    positions: Literal["learned", "factorised", "rotary", "alibi", "none"] = "learned"
+    # Of factorised ones: a learned table for each axis of an array in raster order (32x32x3: rows,
+    # columns and channels of an image), added up (arXiv 1904.10509, section 5.3).
+    position_shape: str = ""
+    rotary: RotaryConfig = field(default_factory=RotaryConfig)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: float = 1e-5
     block: Literal["pre", "post", "parallel"] = "pre"
@@ -69,8 +81,9 @@ class DecoderConfig:
     biases: Literal["all", "mlp", "norm", "none"] = "all"  # "mlp": there and in norms (GPT-J)
     tied_embeddings: bool = True
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
-    # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2)
-    init: Literal["gpt2", "fan_in", "fan_in_zero"] = "gpt2"
+    # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2);
+    # standard deviation 0.125 / sqrt(fan_in) and a head of zeros (arXiv 1904.10509, section 6)
+    init: Literal["gpt2", "fan_in", "fan_in_zero", "sparse_transformer"] = "gpt2"
     parametrization: Literal["standard", "mup"] = "standard"  # mup: one rate for all
     base_width: int = 64  # of muP: the width at which it equals the standard parametrization
     layers: Literal["unrolled", "scan"] = "unrolled"
@@ -84,6 +97,25 @@ class DecoderConfig:
     @property
     def head_size(self) -> int:
         return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def qk_size(self) -> int:
+        """The size of queries and keys in a head."""
+        return self.attention.qk_dim or self.head_size
+
+    @property
+    def position_axes(self) -> tuple[int, ...]:
+        """The rows of every position table."""
+        if self.positions == "learned":
+            return (self.context_length,)
+        if self.positions != "factorised":
+            return ()
+        return tuple(int(size) for size in self.position_shape.split("x"))
+
+    @property
+    def zero_head(self) -> bool:
+        """Whether the head starts at zero."""
+        return self.init in ("fan_in_zero", "sparse_transformer")
 
     @property
     def gated(self) -> bool:
@@ -115,7 +147,7 @@ class DecoderConfig:
     @property
     def rotary_size(self) -> int:
         """How many of a head's dimensions turn."""
-        return int(self.head_size * self.rotary_fraction)
+        return int(self.qk_size * self.rotary.fraction)
 
     def layer_pattern(self, layer: int) -> Pattern:
         """Which pairs attend in a layer."""
@@ -136,12 +168,12 @@ class DecoderConfig:
     def head_ratio(self) -> float:
         """Under muP the head size in base head sizes, otherwise 1."""
         base = self.attention.base_head_dim if self.parametrization == "mup" else 0
-        return self.head_size / base if base else 1.0
+        return self.qk_size / base if base else 1.0
 
     @property
     def score_scale(self) -> float:
         """What queries times keys are multiplied by: 1 / sqrt(K), under muP sqrt(base K) / K."""
-        return 1.0 / math.sqrt(self.head_size) / math.sqrt(self.head_ratio)
+        return 1.0 / math.sqrt(self.qk_size) / math.sqrt(self.head_ratio)
 
     def at_width(self, width: int, grow: Literal["heads", "head_dim"] = "heads") -> "DecoderConfig":
         """The same decoder at another width: all its sizes in proportion, muP's base unchanged.
@@ -183,16 +215,20 @@ class DecoderConfig:
         for name in ("num_kv_heads", "head_dim", "d_ff"):
             if getattr(self, name) < 0:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 0 (derived) or more")
+        if self.attention.qk_dim < 0:
+            raise BadInput(
+                f"model.attention.qk_dim is {self.attention.qk_dim}; give 0 (the head size) or more"
+            )
         if self.attention.base_head_dim < 0:
             raise BadInput(
                 f"model.attention.base_head_dim is {self.attention.base_head_dim}; give 0 (the "
                 "head size of this model) or more"
             )
         self._check_patterns()
-        if self.init == "fan_in_zero" and self.tied_embeddings:
+        if self.zero_head and self.tied_embeddings:
             raise BadInput(
-                "model.init = 'fan_in_zero' starts the head at zero, which tied embeddings cannot; "
-                "give --model.init=fan_in or --model.no-tied-embeddings"
+                f"model.init = '{self.init}' starts the head at zero, which tied embeddings "
+                "cannot; give --model.init=fan_in or --model.no-tied-embeddings"
             )
         for name, most in LIMITS.items():
             if getattr(self, name) > most:
@@ -209,16 +245,37 @@ class DecoderConfig:
                 f"{self.kv_heads}; nearest: {_nearest_divisor(self.num_heads, self.kv_heads)}"
             )
         turned = self.rotary_size
-        if self.positions == "rotary" and (turned % 2 or not 2 <= turned <= self.head_size):
+        if self.positions == "rotary" and (turned % 2 or not 2 <= turned <= self.qk_size):
             raise BadInput(
-                f"model.rotary_fraction = {self.rotary_fraction} turns {turned} of the "
-                f"{self.head_size} dimensions of a head; give a head size and a fraction that "
+                f"model.rotary.fraction = {self.rotary.fraction} turns {turned} of the "
+                f"{self.qk_size} dimensions of a head; give a head size and a fraction that "
                 "turn an even number, 2 or more"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise BadInput(f"model.dropout = {self.dropout}; give 0 or more and less than 1")
-        if self.norm_epsilon <= 0 or self.rotary_base <= 0:
-            raise BadInput("model.norm_epsilon and model.rotary_base must be above 0")
+        if self.norm_epsilon <= 0 or self.rotary.base <= 0:
+            raise BadInput("model.norm_epsilon and model.rotary.base must be above 0")
+        self._check_position_shape()
+
+    def _check_position_shape(self) -> None:
+        shape = self.position_shape
+        if self.positions != "factorised":
+            if shape:
+                raise BadInput(
+                    f"model.position_shape = {shape!r} is of factorised positions, and "
+                    f"model.positions is {self.positions!r}"
+                )
+            return
+        if not re.fullmatch(r"[1-9]\d{0,6}(x[1-9]\d{0,6})+", shape):
+            raise BadInput(
+                f"model.position_shape is {shape!r}; give the sizes of two axes or more, such as "
+                "96x128"
+            )
+        if math.prod(self.position_axes) < self.context_length:
+            raise BadInput(
+                f"model.position_shape = {shape!r} has {math.prod(self.position_axes)} positions, "
+                f"fewer than model.context_length = {self.context_length}"
+            )
 
     def _check_patterns(self) -> None:
         name = "model.attention.pattern"

@@ -51,19 +51,14 @@ class Decoder(nn.Module):
         c = self.config
         B, T = tokens_BT.shape
         vocab_axes = ("vocab", "embed")
-        # A tied matrix is the head too: 0.02 as published, whatever the other weights do.
-        std = 0.02 if c.init == "gpt2" or c.tied_embeddings else 1.0
-        table_VD = weight(self, "embedding", normal(std), (c.vocab_size, c.d_model), vocab_axes)
+        std = normal(embedding_std(c))
+        table_VD = weight(self, "embedding", std, (c.vocab_size, c.d_model), vocab_axes)
         spec = activation_spec(("batch", "seq", None), (B, T, c.d_model), self.rules)
         x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec, mode="clip")
         start = 0 if cache is None else cache.length
         positions = start + jnp.arange(T) if positions_BT is None else positions_BT
-        if c.positions == "learned":
-            shape = (c.context_length, c.d_model)
-            table_SD = weight(self, "positions", normal(0.02), shape, (None, "embed"))
-            here = spec if positions.ndim == 2 else None
-            p_TD = table_SD.at[positions].get(out_sharding=here, mode="clip")
-            x_BTD = x_BTD + (p_TD if p_TD.ndim == 3 else p_TD[None])
+        if c.position_axes:
+            x_BTD = x_BTD + self.position_vectors(positions, spec)
         x_BTD = Dropout(c.dropout)(x_BTD)
         x_BTD, cache = self.blocks(x_BTD, positions, segments_BT, cache)
         cache = None if cache is None else cache._replace(length=cache.length + T)
@@ -75,6 +70,20 @@ class Decoder(nn.Module):
             head_VD = weight(self, "head", normal(std), (c.vocab_size, c.d_model), vocab_axes)
         # muP's output multiplier, on the side of which every head has the same.
         return Output(x_BTD / c.width_ratio, head_VD, cache)
+
+    def position_vectors(self, positions, spec):
+        """Learned vectors [B or 1, T, D]: of each position, or the sum of those of its axes."""
+        c, after = self.config, math.prod(self.config.position_axes)
+        total, std = 0.0, position_std(self.config)
+        for i, rows in enumerate(c.position_axes):
+            after //= rows
+            name = "positions" if len(c.position_axes) == 1 else f"positions_{i}"
+            table_SD = weight(self, name, normal(std), (rows, c.d_model), (None, "embed"))
+            here = spec if positions.ndim == 2 else None
+            place = positions if len(c.position_axes) == 1 else positions // after % rows
+            p_TD = table_SD.at[place].get(out_sharding=here, mode="clip")
+            total = total + (p_TD if p_TD.ndim == 3 else p_TD[None])
+        return total
 
     def blocks(self, x_BTD, positions, segments_BT, cache):
         """All layers, unrolled or as one scanned layer, each recomputed as `remat` says."""
@@ -133,9 +142,24 @@ class Turn(nn.Module):
         return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
 
 
+def embedding_std(config: DecoderConfig) -> float:
+    """Standard deviation of the token table."""
+    if config.init == "sparse_transformer":
+        return 0.125 / math.sqrt(config.d_model)
+    # A tied matrix is the head too: 0.02 as published, whatever the other weights do.
+    return 0.02 if config.init == "gpt2" or config.tied_embeddings else 1.0
+
+
+def position_std(config: DecoderConfig) -> float:
+    """Standard deviation of learned positions."""
+    if config.init != "sparse_transformer":
+        return 0.02
+    return 0.125 / math.sqrt(config.d_model * len(config.position_axes))
+
+
 def head_std(config: DecoderConfig) -> float:
     """Standard deviation of an untied head's weights: under muP the same at every width."""
-    if config.init == "fan_in_zero":
+    if config.zero_head:
         return 0.0
     width = config.base_width if config.parametrization == "mup" else config.d_model
     return 0.02 if config.init == "gpt2" else 1.0 / math.sqrt(width)
@@ -161,9 +185,12 @@ def empty_cache(
     def slots(pattern: Pattern) -> Slots:
         where = slots_of(pattern, length)
         places = int(where.max(initial=0)) + 1
-        shape = (*lead, batch, places, config.kv_heads, config.head_size)
+        shape = (*lead, batch, places, config.kv_heads)
         axes = (*before, "batch", "seq", "kv_heads", "head_dim")
-        pair = [place(jnp.zeros(shape, config.compute_dtype), axes, rules) for _ in range(2)]
+        pair = [
+            place(jnp.zeros((*shape, size), config.compute_dtype), axes, rules)
+            for size in (config.qk_size, config.head_size)
+        ]
         held = jnp.full((*lead, places), -1, jnp.int32)
         where = jnp.broadcast_to(jnp.asarray(where), (*lead, length))
         return Slots(*pair, *(place(x, (*before, None), rules) for x in (held, where)))

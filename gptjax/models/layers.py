@@ -60,9 +60,9 @@ def init_std(config: DecoderConfig, fan_in: int, residual: bool = False) -> floa
 
     "gpt2" is 0.02, and for the products that write into the residual stream 0.02 / sqrt(2 N), so
     that the stream's variance does not grow with depth; "fan_in" is 1 / sqrt(fan_in) with the
-    same factor. Under muP 0.02 belongs to the base width.
+    same factor, "sparse_transformer" an eighth of that. Under muP 0.02 belongs to the base width.
     """
-    std = 1.0 / math.sqrt(fan_in)
+    std = (0.125 if config.init == "sparse_transformer" else 1.0) / math.sqrt(fan_in)
     if config.init == "gpt2":
         std = 0.02 / math.sqrt(config.width_ratio)
     return std / math.sqrt(2 * config.num_layers) if residual else std
@@ -108,12 +108,12 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, positions, segments_BT, cache):
         c = self.config
         D, H, G, K = x_BTD.shape[-1], c.num_heads, c.kv_heads, c.head_size
-        q_BTHK = self.heads("query", x_BTD, H, "heads")
-        k_BTGK = self.heads("key", x_BTD, G, "kv_heads")
-        v_BTGK = self.heads("value", x_BTD, G, "kv_heads")
+        q_BTHK = self.heads("query", x_BTD, H, c.qk_size, "heads")
+        k_BTGK = self.heads("key", x_BTD, G, c.qk_size, "kv_heads")
+        v_BTGK = self.heads("value", x_BTD, G, K, "kv_heads")
         if c.positions == "rotary":
-            q_BTHK = rotary(q_BTHK, positions, c.rotary_base, c.rotary_fraction)
-            k_BTGK = rotary(k_BTGK, positions, c.rotary_base, c.rotary_fraction)
+            q_BTHK = rotary(q_BTHK, positions, c.rotary.base, c.rotary.fraction)
+            k_BTGK = rotary(k_BTGK, positions, c.rotary.base, c.rotary.fraction)
         slopes_H = alibi_slopes(H) if c.positions == "alibi" else None
         if cache is None:
             out_BTHK = attention(
@@ -146,10 +146,10 @@ class Attention(nn.Module):
             y_BTD = y_BTD + weight(self, "output_bias", zeros, (D,), ("embed",))[None, None]
         return y_BTD, cache
 
-    def heads(self, name: str, x_BTD, count: int, axis: str):
+    def heads(self, name: str, x_BTD, count: int, size: int, axis: str):
         """One of the three input products, [B, T, count, K] with `count` split over `tensor`."""
         c = self.config
-        shape = (x_BTD.shape[-1], count, c.head_size)
+        shape = (x_BTD.shape[-1], count, size)
         std = init_std(c, x_BTD.shape[-1])
         if name == "query" and c.init == "fan_in_zero":
             std = 0.0

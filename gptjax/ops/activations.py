@@ -52,7 +52,18 @@ def silu(x):
     return jax.nn.silu(x)
 
 
-ACTIVATIONS = {"gelu_tanh": gelu_tanh, "gelu_erf": gelu_erf, "relu": relu, "silu": silu}
+def quick_gelu(x):
+    """x * sigmoid(1.702 x), any shape: GELU's first approximation in arXiv 1606.08415."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu_tanh": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "silu": silu,
+}
 
 
 def activation(name: str):

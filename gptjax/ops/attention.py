@@ -292,7 +292,7 @@ def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale):
         v_BSGK,
         preferred_element_type=jnp.float32,
     )
-    return out.reshape(q_BTHK.shape).astype(q_BTHK.dtype)
+    return out.reshape(*q_BTHK.shape[:3], v_BSGK.shape[-1]).astype(q_BTHK.dtype)
 
 
 def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):

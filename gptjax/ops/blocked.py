@@ -213,7 +213,7 @@ def _part_forward(work: Work, q, k, v, extras):
     for strip in work.strips:
         start, stop, first, last = strip
         if start > done:
-            outs.append(jnp.zeros((*dims, start - done, q.shape[-1]), jnp.float32))
+            outs.append(jnp.zeros((*dims, start - done, v.shape[-1]), jnp.float32))
             sums.append(jnp.full((*dims, start - done, 1), FAR, jnp.float32))
         scores = product("pbgrck,pbgsk->pbgrcs", q[..., start:stop, :], k[..., first:last, :])
         scores = _masked(work, strip, scores, extras, transposed=False)
@@ -225,7 +225,7 @@ def _part_forward(work: Work, q, k, v, extras):
         sums.append(top + jnp.log(total))
         done = stop
     if done < q.shape[-2]:
-        outs.append(jnp.zeros((*dims, q.shape[-2] - done, q.shape[-1]), jnp.float32))
+        outs.append(jnp.zeros((*dims, q.shape[-2] - done, v.shape[-1]), jnp.float32))
         sums.append(jnp.full((*dims, q.shape[-2] - done, 1), FAR, jnp.float32))
     return jnp.concatenate(outs, -2), jnp.concatenate(sums, -2)
 

@@ -46,9 +46,10 @@ class Parameters:
 def count_parameters(c: DecoderConfig) -> Parameters:
     """Every parameter of the decoder, by group."""
     D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
-    attention = D * (H + 2 * G) * K + H * K * D
+    rows = (H + G) * c.qk_size + G * K
+    attention = D * rows + H * K * D
     if c.attention_biases:
-        attention += (H + 2 * G) * K + D
+        attention += rows + D
     mlp = (3 if c.gated else 2) * D * F
     if c.mlp_biases:
         mlp += (2 if c.gated else 1) * F + D
@@ -56,7 +57,7 @@ def count_parameters(c: DecoderConfig) -> Parameters:
     norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post")
     return Parameters(
         embedding=c.vocab_size * D,
-        positions=c.context_length * D if c.positions == "learned" else 0,
+        positions=sum(c.position_axes) * D,
         attention=N * attention,
         mlp=N * mlp,
         norms=norms * norm,
@@ -89,8 +90,8 @@ def count_flops(c: DecoderConfig, length: int, pairs: float | None = None) -> Fl
     if pairs is None:
         pairs = c.attention_pairs(length)
     return Flops(
-        projections=2 * N * D * K * (2 * H + 2 * G),
-        attention=2 * 2 * N * H * K * pairs / length,
+        projections=2 * N * D * (H + G) * (c.qk_size + K),
+        attention=2 * N * H * (c.qk_size + K) * pairs / length,
         mlp=2 * N * (3 if c.gated else 2) * D * F,
         head=2 * D * c.vocab_size,
     )
@@ -115,7 +116,8 @@ def executed_training_flops(
             pairs += share
             again += share if kernel != "dense" else 0.0
     f = count_flops(c, length, pairs)
-    total = f.training + count_flops(c, length, again).attention / 2
+    scores = c.qk_size / (c.qk_size + c.head_size)
+    total = f.training + count_flops(c, length, again).attention * scores
     if c.remat == "block":
         total += f.projections + f.attention + f.mlp - _not_recomputed(c)
     elif c.remat == "products":

@@ -8,7 +8,7 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.models import presets
-from gptjax.models.config import AttentionConfig, DecoderConfig
+from gptjax.models.config import AttentionConfig, DecoderConfig, RotaryConfig
 from gptjax.models.decoder import Decoder, empty_cache, init_params, logits, param_axes
 from gptjax.scaling.flops import count_parameters
 from tests.models import numpy_gpt2
@@ -47,7 +47,7 @@ VARIANTS = {
     "geglu_partial_rotary": {
         "activation": "geglu",
         "positions": "rotary",
-        "rotary_fraction": 0.5,
+        "rotary": RotaryConfig(fraction=0.5),
         "biases": "norm",
         "attention": AttentionConfig(kernel="blocked"),
     },
@@ -56,6 +56,14 @@ VARIANTS = {
         "base_width": 8,
         "num_kv_heads": 2,
         "attention": AttentionConfig(kernel="blocked", base_head_dim=2),
+    },
+    "small_keys_factorised_positions": {
+        "positions": "factorised",
+        "position_shape": "4x6",
+        "activation": "quick_gelu",
+        "init": "sparse_transformer",
+        "tied_embeddings": False,
+        "attention": AttentionConfig(pattern="strided:4", kernel="blocked", qk_dim=2),
     },
     "dense_banded_fixed": {  # layers in turn, heads in turn
         "num_kv_heads": 2,
@@ -226,10 +234,28 @@ def test_every_axis_has_a_name():
         ({"num_kv_heads": 3}, "num_heads = 4 is not divisible by model.num_kv_heads = 3"),
         ({"num_layers": 0}, "model.num_layers is 0"),
         ({"dropout": 1.0}, "model.dropout"),
-        ({"positions": "rotary", "rotary_fraction": 0.1}, "rotary_fraction"),
+        ({"positions": "rotary", "rotary": RotaryConfig(fraction=0.1)}, "rotary.fraction"),
+        ({"positions": "factorised", "position_shape": "4"}, "two axes or more"),
+        ({"positions": "factorised", "position_shape": "2x3"}, "fewer than model.context_length"),
+        ({"position_shape": "4x8"}, "of factorised positions"),
+        ({"attention": AttentionConfig(pattern="windw:3")}, "did you mean 'window'"),
+        ({"attention": AttentionConfig(pattern="bidirectional")}, "give a causal one"),
+        ({"attention": AttentionConfig(pattern="causal|window:2|window:3")}, "3 groups of heads"),
+        (
+            {"layers": "scan", "attention": AttentionConfig(pattern="causal/causal/window:2")},
+            "in turn",
+        ),
         ({"positions": "rotary", "head_dim": 5}, "turns 5 of the 5 dimensions"),
     ],
 )
 def test_impossible_models_are_refused(fields, words):
     with pytest.raises(BadInput, match=words):
         dataclasses.replace(BASE, **fields).validate()
+
+
+@pytest.mark.parametrize(("name", "count"), [("cifar10", 59), ("enwik8", 95), ("imagenet64", 152)])
+def test_sparse_transformer_sizes(name, count):
+    """As published, in millions, to the digits that are told."""
+    config = presets.sparse_transformer(name)
+    config.validate()
+    assert round(count_parameters(config).total / 1e6) == count
