@@ -20,6 +20,9 @@ from gptjax.ops.patterns import Bidirectional, Causal, Pattern, Window
 from gptjax.ops.patterns.lists import listed_pairs
 from gptjax.ops.shards import axes_of, on_shards, reshard, spec_of
 
+# A pair costs about so many times more where scores go through a GPU's memory; an estimate from
+# bytes and operations, not measured.
+UNFUSED_COST = 8
 KERNELS = ("dense", "blocked", "cudnn", "block_list")
 
 
@@ -208,7 +211,9 @@ def choose_kernel(
         return "cudnn"
     plain = isinstance(pattern, (Causal, Bidirectional, Window))
     if on_gpu and halves and small and not plain:
-        return "block_list"
+        # Blocks hold few pairs of patterns such as columns far apart; `blocked` gathers those.
+        if listed_pairs(pattern, length) <= UNFUSED_COST * multiplied(pattern, length):
+            return "block_list"
     return "blocked" if length > block_size(length) else "dense"
 
 

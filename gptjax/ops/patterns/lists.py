@@ -73,7 +73,7 @@ def _count(counts, part: Part, queries, keys, runs, block: int) -> None:
             counts[numbers] += np.diff(totals, axis=1).astype(np.int32)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _counts(pattern: Pattern, length: int, blocks: tuple[int, ...]) -> dict[int, np.ndarray]:
     """The counts for every size of block, the larger ones by adding up the smallest."""
     counts = {blocks[0]: pair_counts(pattern, length, blocks[0])}
