@@ -9,6 +9,7 @@ by blocks of keys through the transposed lists, so that no sum needs atomics (ar
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from gptjax.ops.patterns.base import Pattern
 from gptjax.ops.patterns.lists import key_lists, list_block, query_lists
 
 LARGEST_HEAD = 128
+LOG2_E = math.log2(math.e)  # GPUs have an instruction for powers of 2
 
 
 class _Plan(NamedTuple):
@@ -82,10 +84,10 @@ def _pattern_mask(plan: _Plan, table, queries, keys):
 
 
 def _scores(plan: _Plan, aside: _Aside, left, right, queries: _Side, keys: _Side, slope):
-    """Products of the rows of two blocks, scaled and with ALiBi."""
-    scores = _product(left, right.T) * plan.scale
+    """Products of the rows of two blocks, scaled and with ALiBi, as exponents of 2."""
+    scores = _product(left, right.T) * (plan.scale * LOG2_E)
     if slope is not None:
-        scores = scores + slope * (keys.at - queries.at).astype(jnp.float32)
+        scores = scores + (slope * LOG2_E) * (keys.at - queries.at).astype(jnp.float32)
     return scores
 
 
@@ -121,7 +123,7 @@ def _forward_kernel(plan: _Plan, rows, entries, q, k, v, aside: _Aside, out, log
             scores = jnp.where(allowed, scores, FAR)
         # A row without any key so far has FAR on top and weights of 1: its first key undoes them.
         new_top = jnp.maximum(top, jnp.max(scores, 1))
-        shrink, weights = jnp.exp(top - new_top), jnp.exp(scores - new_top[:, None])
+        shrink, weights = jnp.exp2(top - new_top), jnp.exp2(scores - new_top[:, None])
         values = v[keys.rows, :]
         total = total * shrink[:, None] + _product(weights.astype(values.dtype), values)
         return total, new_top, weight * shrink + jnp.sum(weights, 1)
@@ -130,11 +132,11 @@ def _forward_kernel(plan: _Plan, rows, entries, q, k, v, aside: _Aside, out, log
     carry = zeros, jnp.full(plan.block, FAR, jnp.float32), jnp.zeros(plan.block, jnp.float32)
     total, top, weight = _over_lists(body, first, middle, last, carry)
     out[queries.rows, :] = (total / weight[:, None]).astype(out.dtype)
-    logsum[queries.rows] = top + jnp.log(weight)
+    logsum[queries.rows] = top + jnp.log2(weight)
 
 
 def _weights(scores, logsum, allowed):
-    weights = jnp.exp(scores - logsum)
+    weights = jnp.exp2(scores - logsum)
     return weights if allowed is None else jnp.where(allowed, weights, 0.0)
 
 
