@@ -16,7 +16,7 @@ from gptjax.ops.patterns.base import Pattern
 BLOCKS = (32, 64)  # positions in a block, ascending, each twice the one before
 # A block takes as long as its pairs and so many more; an estimate, not measured.
 START = 2048
-CHUNK = 2048  # queries counted at a time
+CHUNK = 512  # queries counted at a time
 
 
 class Lists(NamedTuple):
@@ -68,9 +68,13 @@ def _count(counts, part: Part, queries, keys, runs, block: int) -> None:
             low, high = low[chosen, None], high[chosen, None]
             if part.order == "positions":
                 high = np.minimum(high, np.searchsorted(keys, at, side="right")[:, None])
-            reached = np.clip(edges[None], low, np.maximum(low, high))
+            high = np.maximum(low, high)
+            # Only blocks between the first and the last key that any of these queries reads.
+            begin = max(np.searchsorted(edges, low.min(), side="right") - 1, 0)
+            end = np.searchsorted(edges, high.max())
+            reached = np.clip(edges[None, begin : end + 1], low, high)
             totals = np.add.reduceat(reached, first, axis=0)
-            counts[numbers] += np.diff(totals, axis=1).astype(np.int32)
+            counts[numbers, begin:end] += np.diff(totals, axis=1).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=16)
