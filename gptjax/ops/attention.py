@@ -2,6 +2,7 @@
 
 `dense` is the plain masked softmax and the oracle. `blocked` computes the dense parts that a
 pattern is made of, and nothing else (`ops/blocked.py`). `cudnn` is cuDNN's fused kernel.
+`block_list` is a fused kernel for any pattern, by lists of blocks (`ops/block_list.py`).
 """
 
 import math
@@ -13,11 +14,16 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput, did_you_mean
+from gptjax.ops.block_list import LARGEST_HEAD, block_list
 from gptjax.ops.blocked import FAR, block_size, blocked, multiplied
-from gptjax.ops.patterns import Bidirectional, Causal, Pattern
+from gptjax.ops.patterns import Bidirectional, Causal, Pattern, Window
+from gptjax.ops.patterns.lists import listed_pairs
 from gptjax.ops.shards import axes_of, on_shards, reshard, spec_of
 
-KERNELS = ("dense", "blocked", "cudnn")
+# A pair costs about so many times more where scores go through a GPU's memory; an estimate from
+# bytes and operations, not measured.
+UNFUSED_COST = 8
+KERNELS = ("dense", "blocked", "cudnn", "block_list")
 
 
 def attention(
@@ -177,10 +183,19 @@ def choose_kernel(
             f"unknown attention kernel {kernel!r}{did_you_mean(kernel, KERNELS)} "
             f"(known: auto, {', '.join(KERNELS)})"
         )
+    on_gpu = backend in ("gpu", "cuda")
+    halves = jnp.dtype(dtype) in (jnp.dtype("bfloat16"), jnp.dtype("float16"))
+    small = head_size is None or head_size <= LARGEST_HEAD
+    if kernel == "block_list" and not (on_gpu or backend == "cpu"):
+        raise BadInput(f"attention kernel 'block_list' runs on a CUDA GPU or CPU, not {backend}")
+    if kernel == "block_list" and not small:
+        raise BadInput(
+            f"attention kernel 'block_list' has heads of at most {LARGEST_HEAD}, not {head_size}"
+        )
     against = []
-    if backend not in ("gpu", "cuda"):
+    if not on_gpu:
         against.append(f"it needs a CUDA GPU and this is {backend}")
-    if jnp.dtype(dtype) not in (jnp.dtype("bfloat16"), jnp.dtype("float16")):
+    if not halves:
         against.append(f"it takes bfloat16 or float16, not {jnp.dtype(dtype).name}")
     if has_segments or has_slopes:
         against.append("segments and ALiBi would need a mask or bias array, which is slow there")
@@ -194,6 +209,11 @@ def choose_kernel(
         return kernel
     if not against:
         return "cudnn"
+    plain = isinstance(pattern, (Causal, Bidirectional, Window))
+    if on_gpu and halves and small and not plain:
+        # Blocks hold few pairs of patterns such as columns far apart; `blocked` gathers those.
+        if listed_pairs(pattern, length) <= UNFUSED_COST * multiplied(pattern, length):
+            return "block_list"
     return "blocked" if length > block_size(length) else "dense"
 
 
@@ -206,14 +226,19 @@ def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
         return pattern.pairs(length)
     if kernel == "dense":
         return length * length
+    if kernel == "block_list":
+        return listed_pairs(pattern, length)
     return multiplied(pattern, length)
 
 
 def kernel_products(kernel: str) -> tuple[int, int]:
     """Matrix products over `kernel_pairs` in the forward and the backward pass.
 
-    Each costs 2 K operations per pair and head. The blocked kernels compute the scores again.
+    Each costs 2 K operations per pair and head. The blocked kernels compute the scores again,
+    block_list once for the gradient of the queries and once for that of keys and values.
     """
+    if kernel == "block_list":
+        return 2, 7
     return (2, 4) if kernel == "dense" else (2, 5)
 
 
@@ -312,4 +337,4 @@ def _cudnn(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     )
 
 
-LOCAL = {"dense": _dense, "blocked": blocked, "cudnn": _cudnn}
+LOCAL = {"dense": _dense, "blocked": blocked, "cudnn": _cudnn, "block_list": block_list}

@@ -103,9 +103,9 @@ def executed_training_flops(
     """FLOPs per token that a training step multiplies, recomputation counted.
 
     choose: the kernel that computes a pattern. A fused attention kernel keeps no scores: its
-    backward makes them again (five products over its pairs where the dense one has four).
+    backward makes them again (more products over its pairs than the dense one's four).
     """
-    from gptjax.ops.attention import kernel_pairs
+    from gptjax.ops.attention import kernel_pairs, kernel_products
 
     pairs = again = 0.0
     for layer in range(c.num_layers):
@@ -114,7 +114,7 @@ def executed_training_flops(
             kernel = choose(member)
             share = kernel_pairs(member, length, kernel) / len(members) / c.num_layers
             pairs += share
-            again += share if kernel != "dense" else 0.0
+            again += share * (kernel_products(kernel)[1] - kernel_products("dense")[1])
     f = count_flops(c, length, pairs)
     scores = c.qk_size / (c.qk_size + c.head_size)
     total = f.training + count_flops(c, length, again).attention * scores
