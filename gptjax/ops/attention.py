@@ -1,7 +1,8 @@
 """Softmax attention: one function for training, one for decoding, several kernels behind them.
 
 `dense` is the plain masked softmax and the oracle. `blocked` computes the dense parts that a
-pattern is made of, and nothing else (`ops/blocked.py`). `cudnn` is cuDNN's fused kernel.
+pattern is made of, and nothing else (`ops/blocked.py`). On a CUDA GPU `cudnn` gives such parts to
+cuDNN (`ops/cudnn.py`), on a TPU `splash` to splash attention (`ops/splash.py`).
 """
 
 import math
@@ -14,10 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput, did_you_mean
 from gptjax.ops.blocked import FAR, block_size, blocked, multiplied
-from gptjax.ops.patterns import Bidirectional, Causal, Pattern
-from gptjax.ops.shards import axes_of, on_shards, reshard, spec_of
+from gptjax.ops.cudnn import cudnn, cudnn_can, cudnn_pairs
+from gptjax.ops.patterns import Causal, Pattern
+from gptjax.ops.shards import axes_of, backend, on_shards, reshard, spec_of
+from gptjax.ops.splash import LANES, splash, splash_can, splash_pairs
 
-KERNELS = ("dense", "blocked", "cudnn")
+KERNELS = ("dense", "blocked", "cudnn", "splash")
 
 
 def attention(
@@ -46,7 +49,7 @@ def attention(
     kernels = [
         choose_kernel(
             kernel,
-            jax.default_backend(),
+            backend(),
             member,
             segments_BT is not None,
             slopes_H is not None,
@@ -177,44 +180,71 @@ def choose_kernel(
             f"unknown attention kernel {kernel!r}{did_you_mean(kernel, KERNELS)} "
             f"(known: auto, {', '.join(KERNELS)})"
         )
-    against = []
+    options = (has_segments, has_slopes, length, dtype, head_size)
+    if kernel in AGAINST:
+        against = AGAINST[kernel](backend, pattern, *options)
+        if against:
+            raise BadInput(f"attention kernel {kernel!r} cannot run: {'; '.join(against)}")
+    if kernel != "auto":
+        return kernel
+    for name, against in AGAINST.items():
+        if not against(backend, pattern, *options):
+            return name
+    return "blocked" if length > block_size(length) else "dense"
+
+
+def _against_cudnn(backend, pattern, has_segments, has_slopes, length, dtype, head_size):
+    """What stands against cuDNN, in words; the platform comes first, the rest costs more."""
     if backend not in ("gpu", "cuda"):
-        against.append(f"it needs a CUDA GPU and this is {backend}")
+        return [f"it needs a CUDA GPU and this is {backend}"]
+    against = []
     if jnp.dtype(dtype) not in (jnp.dtype("bfloat16"), jnp.dtype("float16")):
         against.append(f"it takes bfloat16 or float16, not {jnp.dtype(dtype).name}")
     if has_segments or has_slopes:
         against.append("segments and ALiBi would need a mask or bias array, which is slow there")
-    if not isinstance(pattern, (Causal, Bidirectional)):
-        against.append(f"it has no {type(pattern).__name__} pattern")
-    if head_size is not None and (head_size % 8 or head_size > 128):
-        against.append(f"its head size is a multiple of 8 up to 128, not {head_size}")
-    if kernel == "cudnn" and against:
-        raise BadInput(f"attention kernel 'cudnn' cannot run: {'; '.join(against)}")
-    if kernel != "auto":
-        return kernel
-    if not against:
-        return "cudnn"
-    return "blocked" if length > block_size(length) else "dense"
+    if head_size is not None and head_size > 128:
+        against.append(f"its head size is at most 128, not {head_size}")
+    return against + ([why] if (why := cudnn_can(pattern, length)) else [])
+
+
+def _against_splash(backend, pattern, has_segments, has_slopes, length, dtype, head_size):
+    if backend != "tpu":
+        return [f"it needs a TPU and this is {backend}"]
+    against = []
+    if jnp.dtype(dtype) not in (jnp.dtype("bfloat16"), jnp.dtype("float32")):
+        against.append(f"it takes bfloat16 or float32, not {jnp.dtype(dtype).name}")
+    if has_slopes:
+        against.append("it has no ALiBi")
+    if length < LANES:
+        against.append(f"its blocks hold {LANES} places, more than a sequence of {length}")
+    return against + ([why] if (why := splash_can(pattern, length)) else [])
+
+
+AGAINST = {"cudnn": _against_cudnn, "splash": _against_splash}
 
 
 def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
     """Query-key pairs the kernel multiplies per head and sequence, those it masks included.
 
-    cuDNN's are those of the pattern: what it does inside is not visible.
+    Of what cuDNN computes those of the pattern: what it does inside is not visible.
     """
-    if kernel == "cudnn":
-        return pattern.pairs(length)
+    if kernel in PAIRS:
+        return PAIRS[kernel](pattern, length)
     if kernel == "dense":
         return length * length
     return multiplied(pattern, length)
 
 
+PAIRS = {"cudnn": cudnn_pairs, "splash": splash_pairs}
+
+
 def kernel_products(kernel: str) -> tuple[int, int]:
     """Matrix products over `kernel_pairs` in the forward and the backward pass.
 
-    Each costs 2 K operations per pair and head. The blocked kernels compute the scores again.
+    Each costs 2 K operations per pair and head. The blocked kernels compute the scores again, and
+    splash does so for the gradients of queries and of keys apart.
     """
-    return (2, 4) if kernel == "dense" else (2, 5)
+    return {"dense": (2, 4), "splash": (2, 7)}.get(kernel, (2, 5))
 
 
 def _dealt(place: int, count: int, q_BTHK, k_BSGK, v_BSGK, slopes_H):
@@ -304,12 +334,4 @@ def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     return _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale)
 
 
-def _cudnn(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
-    del segments_BT, slopes_H  # choose_kernel lets none through
-    causal = isinstance(pattern, Causal)
-    return jax.nn.dot_product_attention(
-        q_BTHK, k_BSGK, v_BSGK, scale=scale, is_causal=causal, implementation="cudnn"
-    )
-
-
-LOCAL = {"dense": _dense, "blocked": blocked, "cudnn": _cudnn}
+LOCAL = {"dense": _dense, "blocked": blocked, "cudnn": cudnn, "splash": splash}
