@@ -3,8 +3,8 @@
 It does causal, full and left-window attention without a mask array. A part in groups is such a
 call with the groups in its batch; a part that starts `low` keys before the query is one between
 the queries from `low` on and the keys that lie as far from the end. Public jax rounds cuDNN's
-log-sum-exp to the inputs' type and its gradient takes none, so parts are computed by the
-primitives underneath; a pattern that is one part needs only public jax.
+log-sum-exp to the inputs' type and its gradient takes none, so the primitives underneath are
+called; where a jax lacks them, public jax computes the patterns that are one part.
 """
 
 import functools
@@ -156,11 +156,11 @@ def single_call(pattern: Pattern, length: int) -> Call | None:
 
 def cudnn_can(pattern: Pattern, length: int) -> str:
     """What stands against cuDNN for a pattern, empty when nothing does."""
-    if single_call(pattern, length) is not None:
-        return ""
     if not any(call_of(part, length) for part in pattern.parts(length)):
         return f"no part of {pattern} at length {length} is causal, full or a window to it"
-    return "" if available() else "this jax lacks the primitives for patterns of several parts"
+    if available() or single_call(pattern, length) is not None:
+        return ""
+    return "this jax lacks the primitives for patterns of several parts"
 
 
 def cudnn_pairs(pattern: Pattern, length: int) -> int:
@@ -173,13 +173,12 @@ def cudnn(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     """Attention [B, T, H, K] of a pattern; bfloat16 or float16; no segments, no ALiBi."""
     size = q_BTHK.shape[-1]
     q, k, v = (padded_heads(x, HEAD_MULTIPLE) for x in (q_BTHK, k_BSGK, v_BSGK))
+    if available():
+        return merged(CUDNN, pattern, scale, q, k, v, None)[..., :size]
     call = single_call(pattern, q.shape[1])
-    if call is not None:
-        window = (call.window - 1, 0) if call.window else None
-        out = jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=call.causal, local_window_size=window,
-            implementation="cudnn",
-        )  # fmt: skip
-    else:
-        out = merged(CUDNN, pattern, scale, q, k, v, None)
+    window = (call.window - 1, 0) if call.window else None
+    out = jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=call.causal, local_window_size=window,
+        implementation="cudnn",
+    )  # fmt: skip
     return out[..., :size]
