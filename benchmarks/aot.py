@@ -89,11 +89,13 @@ def devices_of(chip: str):
 
 
 def experiment_of(pattern: str, length: int, **model):
-    """A tiny run in bfloat16 with this attention pattern."""
+    """A tiny run in bfloat16 with this attention pattern: a layer for each it has."""
     from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, OptimConfig, TrainConfig
     from gptjax.models.config import AttentionConfig
+    from gptjax.ops.patterns import parse_layers
 
-    sizes = {"num_layers": 2, "d_model": 256, "num_heads": 4, "vocab_size": 512}
+    layers = len(parse_layers(pattern))
+    sizes = {"num_layers": layers, "d_model": 256, "num_heads": 4, "vocab_size": 512}
     return Experiment(
         name="aot",
         model=DecoderConfig(

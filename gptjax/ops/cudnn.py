@@ -97,7 +97,7 @@ def _uncut_queries(part, call, shape, x, fill=0.0):
 
 
 def _uncut_keys(part, call, shape, x):
-    x = x.reshape(shape[0], -1, *x.shape[1:]).astype(jnp.float32)
+    x = x.reshape(shape[0], -1, *x.shape[1:])
     x = jnp.pad(x, [(0, 0)] * 2 + [(0, call.low)] + [(0, 0)] * 2)
     return put_back(part.keys, x, shape[1])
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gptjax.ops.blocked import FAR, multiplied_by
 from gptjax.ops.fused import Rows, merged, nothing_seen, put_back, rows_of, split, taken
-from gptjax.ops.parts import Band, Part, Span
+from gptjax.ops.parts import Band, Chosen, Part, Span
 from gptjax.ops.patterns.base import Pattern
 from gptjax.ops.shards import backend
 
@@ -164,14 +164,8 @@ class Splash(NamedTuple):
             return q, k, v, None
         x = segments_BT.astype(jnp.int32)[..., None, None]
         rows = [(part.queries, grid.queries), (part.keys, grid.keys)]
-        return (
-            q,
-            k,
-            v,
-            kernel.SegmentIds(
-                *(_filled_up(taken(layout, x, 0), places, 0)[..., 0, 0] for layout, places in rows)
-            ),
-        )
+        ids = (_filled_up(taken(layout, x, 0), places, 0)[..., 0, 0] for layout, places in rows)
+        return q, k, v, kernel.SegmentIds(*ids)
 
     def forward(self, part, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT):
         length = q_BTHK.shape[1]
@@ -205,8 +199,11 @@ class Splash(NamedTuple):
             return found[3:6]
 
         dq, dk, dv = jax.vmap(one)(*arrays, rows(out), sums, rows(g))
-        back = lambda layout, x: _back(layout, x.swapaxes(1, 2).astype(jnp.float32), length)
-        return back(part.queries, dq) * scale, back(part.keys, dk), back(part.keys, dv)
+        dq, dk, dv = (x.swapaxes(1, 2) for x in (dq, dk, dv))
+        if isinstance(part.keys, Chosen):  # where blocks stand in several groups they are added
+            dk, dv = dk.astype(jnp.float32), dv.astype(jnp.float32)
+        dq = _back(part.queries, dq, length).astype(jnp.float32) * scale
+        return dq, _back(part.keys, dk, length), _back(part.keys, dv, length)
 
 
 def _back(layout, x, length: int, fill=0.0):
