@@ -142,7 +142,7 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
 
 def kernel_chooser(experiment: Experiment) -> Callable[[Pattern], str]:
     """Which attention kernel this backend would run for a pattern."""
-    from gptjax.ops.attention import choose_kernel
+    from gptjax.ops.kernels import choose_kernel
 
     model, data = experiment.model, experiment.data
     return lambda pattern: choose_kernel(
@@ -153,6 +153,8 @@ def kernel_chooser(experiment: Experiment) -> Callable[[Pattern], str]:
         model.positions == "alibi",
         data.sequence_length,
         jnp.dtype(model.compute_dtype),
+        model.qk_size,
+        model.head_size,
     )
 
 

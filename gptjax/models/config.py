@@ -38,7 +38,7 @@ class AttentionConfig:
     # One that `python -m gptjax.ops.patterns` lists, such as strided:128. A slash parts layers, in
     # turn (causal/window:256), a bar groups of heads.
     pattern: str = "causal"
-    kernel: Literal["auto", "dense", "blocked", "cudnn", "block_list"] = "auto"
+    kernel: Literal["auto", "dense", "blocked", "cudnn", "splash", "block_list"] = "auto"
     qk_dim: int = 0  # size of queries and keys in a head; 0: that of values
     base_head_dim: int = 0  # muP: the head size at the base width; 0: the same as here
 

@@ -1,8 +1,10 @@
 """Softmax attention: one function for training, one for decoding, several kernels behind them.
 
 `dense` is the plain masked softmax and the oracle. `blocked` computes the dense parts that a
-pattern is made of, and nothing else (`ops/blocked.py`). `cudnn` is cuDNN's fused kernel.
-`block_list` is a fused kernel for any pattern, by lists of blocks (`ops/block_list.py`).
+pattern is made of, and nothing else (`ops/blocked.py`). On a CUDA GPU `cudnn` gives such parts to
+cuDNN (`ops/cudnn.py`), on a TPU `splash` to splash attention (`ops/splash.py`); `block_list` is a
+fused kernel for any pattern, by lists of blocks (`ops/block_list.py`). Which one runs is decided in
+`ops/kernels.py`.
 """
 
 import math
@@ -13,17 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from gptjax.errors import BadInput, did_you_mean
-from gptjax.ops.block_list import LARGEST_HEAD, block_list
-from gptjax.ops.blocked import FAR, block_size, blocked, multiplied
-from gptjax.ops.patterns import Bidirectional, Causal, Pattern, Window
-from gptjax.ops.patterns.lists import listed_pairs
-from gptjax.ops.shards import axes_of, on_shards, reshard, spec_of
-
-# A pair costs about so many times more where scores go through a GPU's memory; an estimate from
-# bytes and operations, not measured.
-UNFUSED_COST = 8
-KERNELS = ("dense", "blocked", "cudnn", "block_list")
+from gptjax.errors import BadInput
+from gptjax.ops.block_list import block_list
+from gptjax.ops.blocked import FAR, blocked
+from gptjax.ops.cudnn import cudnn
+from gptjax.ops.kernels import choose_kernel
+from gptjax.ops.patterns import Causal, Pattern
+from gptjax.ops.shards import axes_of, backend, on_shards, reshard, spec_of
+from gptjax.ops.splash import splash
 
 
 def attention(
@@ -52,13 +51,14 @@ def attention(
     kernels = [
         choose_kernel(
             kernel,
-            jax.default_backend(),
+            backend(),
             member,
             segments_BT is not None,
             slopes_H is not None,
             length,
             q_BTHK.dtype,
             head_size,
+            v_BSGK.shape[-1],
         )
         for member in pattern.members
     ]
@@ -164,84 +164,6 @@ def _write(slots: Slots, k_new, v_new, new, ring: int) -> Slots:
     return Slots(put(slots.k, k_new, where), put(slots.v, v_new, where), held, slots.slot)
 
 
-def choose_kernel(
-    kernel: str,
-    backend: str,
-    pattern: Pattern,
-    has_segments: bool,
-    has_slopes: bool,
-    length: int,
-    dtype,
-    head_size: int | None = None,
-) -> str:
-    """The kernel that runs: the one asked for, or for `auto` the fastest that can.
-
-    backend: as `jax.default_backend()` says. BadInput when the one asked for cannot run.
-    """
-    if kernel not in ("auto", *KERNELS):
-        raise BadInput(
-            f"unknown attention kernel {kernel!r}{did_you_mean(kernel, KERNELS)} "
-            f"(known: auto, {', '.join(KERNELS)})"
-        )
-    on_gpu = backend in ("gpu", "cuda")
-    halves = jnp.dtype(dtype) in (jnp.dtype("bfloat16"), jnp.dtype("float16"))
-    small = head_size is None or head_size <= LARGEST_HEAD
-    if kernel == "block_list" and not (on_gpu or backend == "cpu"):
-        raise BadInput(f"attention kernel 'block_list' runs on a CUDA GPU or CPU, not {backend}")
-    if kernel == "block_list" and not small:
-        raise BadInput(
-            f"attention kernel 'block_list' has heads of at most {LARGEST_HEAD}, not {head_size}"
-        )
-    against = []
-    if not on_gpu:
-        against.append(f"it needs a CUDA GPU and this is {backend}")
-    if not halves:
-        against.append(f"it takes bfloat16 or float16, not {jnp.dtype(dtype).name}")
-    if has_segments or has_slopes:
-        against.append("segments and ALiBi would need a mask or bias array, which is slow there")
-    if not isinstance(pattern, (Causal, Bidirectional)):
-        against.append(f"it has no {type(pattern).__name__} pattern")
-    if head_size is not None and (head_size % 8 or head_size > 128):
-        against.append(f"its head size is a multiple of 8 up to 128, not {head_size}")
-    if kernel == "cudnn" and against:
-        raise BadInput(f"attention kernel 'cudnn' cannot run: {'; '.join(against)}")
-    if kernel != "auto":
-        return kernel
-    if not against:
-        return "cudnn"
-    plain = isinstance(pattern, (Causal, Bidirectional, Window))
-    if on_gpu and halves and small and not plain:
-        # Blocks hold few pairs of patterns such as columns far apart; `blocked` gathers those.
-        if listed_pairs(pattern, length) <= UNFUSED_COST * multiplied(pattern, length):
-            return "block_list"
-    return "blocked" if length > block_size(length) else "dense"
-
-
-def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
-    """Query-key pairs the kernel multiplies per head and sequence, those it masks included.
-
-    cuDNN's are those of the pattern: what it does inside is not visible.
-    """
-    if kernel == "cudnn":
-        return pattern.pairs(length)
-    if kernel == "dense":
-        return length * length
-    if kernel == "block_list":
-        return listed_pairs(pattern, length)
-    return multiplied(pattern, length)
-
-
-def kernel_products(kernel: str) -> tuple[int, int]:
-    """Matrix products over `kernel_pairs` in the forward and the backward pass.
-
-    Each costs 2 K operations per pair and head. The blocked kernels compute the scores again,
-    block_list once for the gradient of the queries and once for that of keys and values.
-    """
-    if kernel == "block_list":
-        return 2, 7
-    return (2, 4) if kernel == "dense" else (2, 5)
-
-
 def _dealt(place: int, count: int, q_BTHK, k_BSGK, v_BSGK, slopes_H):
     """The heads that belong to one of `count` patterns: those of its place modulo the count.
 
@@ -329,12 +251,10 @@ def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     return _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale)
 
 
-def _cudnn(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
-    del segments_BT, slopes_H  # choose_kernel lets none through
-    causal = isinstance(pattern, Causal)
-    return jax.nn.dot_product_attention(
-        q_BTHK, k_BSGK, v_BSGK, scale=scale, is_causal=causal, implementation="cudnn"
-    )
-
-
-LOCAL = {"dense": _dense, "blocked": blocked, "cudnn": _cudnn, "block_list": block_list}
+LOCAL = {
+    "dense": _dense,
+    "blocked": blocked,
+    "cudnn": cudnn,
+    "splash": splash,
+    "block_list": block_list,
+}

@@ -151,9 +151,14 @@ def band_block(width: int) -> int:
 
 def multiplied(pattern: Pattern, length: int) -> int:
     """Query-key pairs that the kernel multiplies per head and sequence, those it masks included."""
+    return multiplied_by(works(pattern, length))
+
+
+def multiplied_by(chosen: tuple[Work, ...]) -> int:
+    """The pairs of some parts."""
     return sum(
         len(work.queries) * (stop - start) * (last - first)
-        for work in works(pattern, length)
+        for work in chosen
         for start, stop, first, last in work.strips
     )
 
@@ -294,12 +299,23 @@ def blocked(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
 
 
 def _forward(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
+    chosen = works(pattern, q_BTHK.shape[1])
+    out, logsum = forward_of(chosen, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H)
+    out_BTHK = out.astype(q_BTHK.dtype)
+    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, logsum)
+
+
+def forward_of(chosen, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
+    """Attention over some parts, and its log-sum-exp: float32 [B, T, H, K] and [B, G, R, T, 1].
+
+    A query that reads nothing in them gets zeros and FAR.
+    """
     groups, length = k_BSGK.shape[2], q_BTHK.shape[1]
     q = _heads_first(q_BTHK, groups) * jnp.asarray(scale, q_BTHK.dtype)
     k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
     slopes = None if slopes_H is None else slopes_H.reshape(groups, -1)
     out = logsum = None
-    for work in works(pattern, length):
+    for work in chosen:
         arrays = (
             _groups_first(work.take_queries(q)),
             _groups_first(work.take_keys(k)),
@@ -314,12 +330,21 @@ def _forward(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
         both = jnp.logaddexp(logsum, part_sum)
         out = out * jnp.exp(logsum - both) + part * jnp.exp(part_sum - both)
         logsum = both
-    out_BTHK = _heads_last(out).astype(q_BTHK.dtype)
-    return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, logsum)
+    return _heads_last(out), logsum
 
 
 def _backward(pattern, scale, kept, g_BTHK):
-    q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, logsum = kept
+    q_BTHK, k_BSGK, v_BSGK, _, slopes_H, _, _ = kept
+    chosen = works(pattern, q_BTHK.shape[1])
+    dq, dk, dv = backward_of(chosen, scale, *kept, g_BTHK)
+    dq, dk, dv = dq.astype(q_BTHK.dtype), dk.astype(k_BSGK.dtype), dv.astype(v_BSGK.dtype)
+    return dq, dk, dv, None, None if slopes_H is None else jnp.zeros_like(slopes_H)
+
+
+def backward_of(
+    chosen, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, out_BTHK, logsum, g_BTHK
+):
+    """Float32 gradients of q, k, v through some parts, given what the whole row came to."""
     groups, dtype, length = k_BSGK.shape[2], q_BTHK.dtype, q_BTHK.shape[1]
     q = _heads_first(q_BTHK, groups) * jnp.asarray(scale, dtype)
     k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
@@ -327,7 +352,7 @@ def _backward(pattern, scale, kept, g_BTHK):
     radial = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
     slopes = None if slopes_H is None else slopes_H.reshape(groups, -1)
     dq = dk = dv = 0.0
-    for work in works(pattern, length):
+    for work in chosen:
         arrays = (
             _groups_first(work.take_queries(q)),
             _groups_first(work.take_keys(k)),
@@ -340,9 +365,7 @@ def _backward(pattern, scale, kept, g_BTHK):
         dq = dq + work.put_queries(_groups_back(found[0]), length)
         dk = dk + work.put_keys(_groups_back(found[1]), length)
         dv = dv + work.put_keys(_groups_back(found[2]), length)
-    dq_BTHK = (_heads_last(dq) * scale).astype(dtype)
-    dk, dv = dk.transpose(0, 2, 1, 3).astype(dtype), dv.transpose(0, 2, 1, 3).astype(dtype)
-    return dq_BTHK, dk, dv, None, None if slopes_H is None else jnp.zeros_like(slopes_H)
+    return _heads_last(dq) * scale, dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 
 blocked.defvjp(_forward, _backward)

@@ -16,6 +16,20 @@ def explicit_mesh():
     return mesh
 
 
+def backend() -> str:
+    """The platform that a program traced here is for: "cpu", "gpu" or "tpu".
+
+    That of the mesh in force, whose devices need not be here; without one jax's default.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if device is None:
+        return jax.default_backend()
+    if hasattr(device, "platform"):
+        return device.platform
+    kind = device.device_kind.lower()  # jax 0.7 tells no platform
+    return next((name for name in ("tpu", "cpu") if name in kind), "gpu")
+
+
 def spec_of(x) -> P:
     """The partition of x as its type knows it, one entry per axis; all None without a mesh."""
     sharding = getattr(jax.typeof(x), "sharding", None)

@@ -105,19 +105,20 @@ def executed_training_flops(
     choose: the kernel that computes a pattern. A fused attention kernel keeps no scores: its
     backward makes them again (more products over its pairs than the dense one's four).
     """
-    from gptjax.ops.attention import kernel_pairs, kernel_products
+    from gptjax.ops.kernels import kernel_pairs, kernel_products, score_products
 
-    pairs = again = 0.0
+    pairs = again = 0.0  # again: what is multiplied beside the dense backward, in operations
     for layer in range(c.num_layers):
         members = c.layer_pattern(layer).members
         for member in members:
             kernel = choose(member)
-            share = kernel_pairs(member, length, kernel) / len(members) / c.num_layers
-            pairs += share
-            again += share * (kernel_products(kernel)[1] - kernel_products("dense")[1])
+            share = kernel_pairs(member, length, kernel) / len(members)
+            pairs += share / c.num_layers
+            scores = score_products(kernel)
+            values = kernel_products(kernel)[1] - scores
+            again += 2 * share * ((scores - 2) * c.qk_size + (values - 2) * c.head_size)
     f = count_flops(c, length, pairs)
-    scores = c.qk_size / (c.qk_size + c.head_size)
-    total = f.training + count_flops(c, length, again).attention * scores
+    total = f.training + c.num_heads * again / length
     if c.remat == "block":
         total += f.projections + f.attention + f.mlp - _not_recomputed(c)
     elif c.remat == "products":

@@ -10,13 +10,11 @@ from gptjax.errors import BadInput
 from gptjax.ops.attention import (
     Slots,
     attention,
-    choose_kernel,
     decode_attention,
-    kernel_pairs,
-    kernel_products,
     slots_of,
 )
 from gptjax.ops.blocked import block_size
+from gptjax.ops.kernels import choose_kernel, kernel_pairs, kernel_products
 from gptjax.ops.patterns import Bidirectional, Causal, parse
 from gptjax.ops.rotary import alibi_slopes
 

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput
-from gptjax.ops.attention import attention, choose_kernel, kernel_pairs, kernel_products
+from gptjax.ops.attention import attention
+from gptjax.ops.kernels import choose_kernel, kernel_pairs, kernel_products
 from gptjax.ops.patterns import lists, parse
 from gptjax.ops.rotary import alibi_slopes
 

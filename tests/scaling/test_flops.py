@@ -12,7 +12,7 @@ from gptjax.models import presets
 from gptjax.models.config import AttentionConfig, DecoderConfig
 from gptjax.models.decoder import Decoder, init_params
 from gptjax.objectives import NextToken
-from gptjax.ops.attention import kernel_pairs
+from gptjax.ops.kernels import kernel_pairs
 from gptjax.scaling.flops import count_flops, count_parameters, executed_training_flops
 from gptjax.scaling.plots import plot_curves, read_rows
 

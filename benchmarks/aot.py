@@ -1,0 +1,222 @@
+"""Compiles a training step for chips that are not here, and looks into the program.
+
+    python benchmarks/aot.py [--chips v5e:2x4 v5p:2x2x1 v6e:2x2] [--patterns causal strided:128]
+
+A tiny GPT's whole step (forward, backward, AdamW) in bfloat16, sharded over the chips. For TPUs
+the package `libtpu` must be installed, for `h100` the packages jax-cuda12-plugin and
+jax-cuda12-pjrt; chips without their package are left out. No accelerator is touched, so nothing
+here says how fast a program runs. The columns: seconds of tracing and compilation, fused attention
+calls in the program (the kernels' names or cuDNN's), and temporary bytes per device. --grids adds
+what splash visits: the blocks of every part's grid of all n x n.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+CHIPS = ("v5e:2x4", "v5p:2x2x1", "v6e:2x2", "h100")
+PATTERNS = ("causal", "causal/window:256", "strided:128", "fixed:128,16")
+PACKAGES = {"tpu": "libtpu", "cuda": "jax_plugins.xla_cuda12"}
+# What XLA must know of an H100 SXM to compile for it.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled program; calls: how often each fused kernel stands in it."""
+
+    chip: str
+    pattern: str
+    seconds: float
+    calls: dict[str, int]
+    temp_bytes: int
+    text: str
+
+
+def platform_of(chip: str) -> str:
+    return "tpu" if chip.startswith("v") else "cuda"
+
+
+def installed(chip: str) -> bool:
+    """Whether the package that compiles for this chip is here."""
+    name = PACKAGES[platform_of(chip)]
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def devices_of(chip: str):
+    """The devices of a topology that need not be here."""
+    from jax.experimental import topologies
+
+    if platform_of(chip) == "tpu":
+        return topologies.get_topology_desc(chip, platform="tpu").devices
+    return topologies.get_topology_desc(
+        "h100", platform="cuda", target_config=H100, topology="1x1x8"
+    ).devices
+
+
+def experiment_of(pattern: str, length: int, **model):
+    """A tiny run in bfloat16 with this attention pattern: a layer for each it has."""
+    from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, OptimConfig, TrainConfig
+    from gptjax.models.config import AttentionConfig
+    from gptjax.ops.patterns import parse_layers
+
+    layers = len(parse_layers(pattern))
+    sizes = {"num_layers": layers, "d_model": 256, "num_heads": 4, "vocab_size": 512}
+    return Experiment(
+        name="aot",
+        model=DecoderConfig(
+            context_length=length, compute_dtype="bfloat16",
+            attention=AttentionConfig(pattern=pattern), **{**sizes, **model},
+        ),
+        data=DataConfig(batch_size=16, sequence_length=length),
+        train=TrainConfig(steps=10),
+        optim=OptimConfig(lr=1e-3),
+        mesh=MeshConfig(),
+    )  # fmt: skip
+
+
+def compile_step(experiment, devices, platform: str):
+    """The compiled training step of an experiment on a mesh over these devices."""
+    import jax
+    import jax.numpy as jnp
+
+    from gptjax.parallel import MeshConfig, make_mesh
+    from gptjax.training.optimizer import hyper_of, make_optimizer
+    from gptjax.training.state import TrainState, abstract_params, param_specs
+    from gptjax.training.step import train_program
+
+    mesh = make_mesh(MeshConfig(fsdp=2), list(devices))
+    place = lambda x, *spec: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=jax.NamedSharding(mesh, jax.P(*spec))
+    )
+    config = experiment.model
+    params = jax.tree.map(
+        lambda leaf, spec: place(leaf, *spec), abstract_params(config), param_specs(config, mesh)
+    )
+    optimizer = make_optimizer(experiment.optim, experiment.steps)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        opt_state = jax.eval_shape(optimizer.init, params)
+    opt_state = jax.tree.map(
+        lambda x: place(x, *(x.sharding.spec if x.sharding is not None else ())), opt_state
+    )
+    whole = lambda make: place(jax.eval_shape(make))
+    state = TrainState(
+        whole(lambda: jnp.zeros((), jnp.int32)), params, opt_state, whole(lambda: jax.random.key(0))
+    )
+    shape = (experiment.data.batch_size, experiment.data.sequence_length)
+    tokens = place(jax.ShapeDtypeStruct(shape, jnp.int32), ("data", "fsdp"))
+    hyper = hyper_of(experiment.optim, experiment.steps)
+    with jax.set_mesh(mesh):
+        batch = {"tokens": tokens, "targets": tokens}
+        traced = train_program(experiment).trace(state, batch, hyper)
+        return traced.lower(lowering_platforms=(platform,)).compile()
+
+
+def fused_calls(text: str) -> dict[str, int]:
+    """How often each fused attention kernel is called in a compiled program."""
+    names = re.findall(r"%(splash_\w+)[.\d]* = .*custom-call\(", text)
+    names += re.findall(r'custom_call_target="(__cudnn\$\w+)"', text)
+    return dict(sorted(Counter(names).items()))
+
+
+def check(chip: str, pattern: str, length: int, **model) -> Row:
+    """Compiles the step of one pattern for one chip."""
+    experiment = experiment_of(pattern, length, **model)
+    devices = devices_of(chip)
+    begun = time.perf_counter()
+    program = compile_step(experiment, devices, platform_of(chip))
+    seconds = time.perf_counter() - begun
+    text = program.as_text()
+    temp = program.memory_analysis().temp_size_in_bytes
+    return Row(chip, pattern, seconds, fused_calls(text), temp, text)
+
+
+def grids(pattern: str, length: int) -> list[str]:
+    """The grid of every part that splash computes, a line each."""
+    from gptjax.ops.patterns import parse_layers
+    from gptjax.ops.splash import SPLASH, grid_of, visits
+
+    lines = []
+    for layer in parse_layers(pattern):
+        for part in (p for m in layer.members for p in m.parts(length)):
+            name = f"  {layer}: {type(part.queries).__name__}, {part.rule}: "
+            if not SPLASH.can(part, length):
+                lines.append(name + "portable")
+                continue
+            grid, seen = grid_of(part, length), visits(part, length)
+            lines.append(
+                name + f"{seen.shape[0]} x {seen.shape[1]} blocks of {grid.block_q} x "
+                f"{grid.block_k}, {int(seen.sum())} visited, at most {int(seen.sum(1).max())} a row"
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--chips", nargs="+", default=list(CHIPS))
+    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--grids", action="store_true")
+    given = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
+    print("| chip | pattern | compiles | s | fused calls | temporary MB |")
+    print("|---|---|---|---|---|---|")
+    for chip in given.chips:
+        if not installed(chip):
+            print(f"| {chip} | | {PACKAGES[platform_of(chip)]} is not installed | | | |")
+            continue
+        for pattern in given.patterns:
+            try:
+                row = check(chip, pattern, given.length)
+            except Exception as error:  # the compiler's own; the table goes on
+                print(f"| {chip} | {pattern} | no: {str(error).splitlines()[0][:200]} | | | |")
+                continue
+            calls = ", ".join(f"{count} {name}" for name, count in row.calls.items()) or "none"
+            print(
+                f"| {chip} | {pattern} | yes | {row.seconds:.1f} | {calls} "
+                f"| {row.temp_bytes / 1e6:.1f} |",
+                flush=True,
+            )
+    if given.grids:
+        for pattern in given.patterns:
+            print(f"{pattern} at {given.length}:", *grids(pattern, given.length), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
