@@ -31,7 +31,8 @@ options:
   --list           all experiments with parameters, tokens and FLOPs
   --dry-run        the plan: config, parameters, FLOPs, memory and layout on the mesh, time
   --workdir DIR    where the run lives (default runs/NAME); a run that stands there goes on
-  --fork           go on from the workdir's newest checkpoint with a changed config
+  --fork           go on from the workdir's newest checkpoint with a changed config; in a sweep's
+                   folder with the points of a changed sweep, which leaves the old ones there
   --exp NAME --help    every field of that experiment with its value
 
 options of a sweep (fields set by --part.field=value are those of its base experiment):
@@ -281,10 +282,6 @@ def run_sweep(sweep, command: Command) -> int:
     from gptjax.sweeps.command import run_command
     from gptjax.sweeps.sweep import FACTS
 
-    if command.fork:
-        raise BadInput(
-            "--fork belongs to a single run: a changed point of a sweep is another point"
-        )
     swept = {key for row in sweep.grid for key in row}
     for argument in command.overrides:
         field = argument.removeprefix("--").partition("=")[0].replace("-", "_")

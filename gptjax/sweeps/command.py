@@ -176,6 +176,8 @@ def run_command(sweep: Sweep, command) -> int:
     from gptjax.sweeps.status import show_status
 
     wish = wish_of(command)
+    if command.fork and wish.any:
+        raise BadInput("--fork goes on in a sweep's folder, and a plan wants one of its own")
     path = Path(command.workdir or default_folder(sweep, wish))
     if command.dry_run and wish.any:
         _show_wish(sweep, command, path)
@@ -187,9 +189,9 @@ def run_command(sweep: Sweep, command) -> int:
         folder = SweepFolder.open(path)
         if folder.name != sweep.name:
             raise BadInput(f"{path} holds the sweep {folder.name}, not {sweep.name}")
-        planned = read_plan(path) is not None
-        if not planned and list(folder.points) != [point.name for point in sweep.points]:
-            print(f"{path} was started with other settings than {sweep.name} has now")
+        differs = "" if read_plan(path) is not None else folder.differs_from(sweep)
+        if differs:
+            print(f"{differs}; its own points follow")
         show_status(folder, folder.select(command.only))
         return 0
     if sweep.plan_only and not command.only:
@@ -213,7 +215,7 @@ def run_command(sweep: Sweep, command) -> int:
         asked = {"minutes": wish.minutes, "budget": wish.budget, "tune": wish.tune}
         result = run_planned(sweep, path, **asked, **options)
     else:
-        result = run_sweep(sweep, path, **options)
+        result = run_sweep(sweep, path, **options, fork=command.fork)
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")

@@ -59,11 +59,13 @@ def run_sweep(
     workers: int = 0,
     only: tuple[str, ...] = (),
     retry_failed: bool = False,
+    fork: bool = False,
 ) -> SweepResult:
     """Run what is not finished of a sweep, in `path` (default runs/NAME).
 
     `launcher` is here (in this process, as a notebook on a TPU must), local, ray or slurm;
     `workers` 0 lets the device decide. `only` are parts of points' names or `field=value`.
+    `fork` goes on in a folder that holds points which the sweep no longer has.
     Raises BadInput, and `loop.Preempted` when a signal stopped it; the same call goes on.
     """
     if not isinstance(sweep, Sweep):
@@ -78,7 +80,7 @@ def run_sweep(
         raise BadInput(f"--launcher={launcher} is not one of {', '.join(LAUNCHERS)}{near}")
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise BadInput(f"workers is {workers!r}; give 1 or more, or 0 to let the device decide")
-    folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name)
+    folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name, fork)
     names = folder.select(only)
     for name in names:
         if retry_failed and folder.ledger.state(name).status == "failed":

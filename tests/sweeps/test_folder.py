@@ -1,5 +1,6 @@
 """A sweep's folder: what it refuses, what damage it names, and where its points stand."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -81,11 +82,30 @@ def test_points_do_not_change_under_a_worker(tmp_path):
     folder = SweepFolder.create(RATES, tmp_path)
     lease = folder.ledger.claim(RATES.points[0].name)
     with pytest.raises(BadInput, match="is being worked on with other points"):
-        SweepFolder.create(other, tmp_path)
+        SweepFolder.create(other, tmp_path, fork=True)
     folder.ledger.give_back(lease)
-    SweepFolder.create(other, tmp_path)
+    SweepFolder.create(other, tmp_path, fork=True)
     with pytest.raises(BadInput, match="started with other points meanwhile"):
         folder.check_unchanged()
+
+
+def test_a_changed_sweep_does_not_take_over_a_folder(tmp_path, capsys):
+    finished(tmp_path)
+    before = (tmp_path / "sweep.json").read_bytes()
+    base = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, steps=30))
+    changed = dataclasses.replace(RATES, base=base)
+    words = r"holds 4 points that rates no longer has \(train.steps: 3 -> 30\).*--fork"
+    with pytest.raises(BadInput, match=words):
+        SweepFolder.create(changed, tmp_path)
+    assert (tmp_path / "sweep.json").read_bytes() == before
+    assert "(train.steps: 3 -> 30)" in SweepFolder.open(tmp_path).differs_from(changed)
+    more = dataclasses.replace(
+        RATES, grid=values("optim.lr", 1e-3, 1e-2) * values("train.seed", 0, 1, 2)
+    )
+    grown = SweepFolder.create(more, tmp_path)
+    assert sum(state.finished for state in grown.ledger.states().values()) == 4
+    SweepFolder.create(changed, tmp_path, fork=True)
+    assert grown.workdir(RATES.points[0].name).is_dir()
 
 
 def test_a_single_run_does_not_go_into_a_sweep(tmp_path):
