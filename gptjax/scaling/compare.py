@@ -15,15 +15,16 @@ from gptjax.errors import BadInput, did_you_mean
 from gptjax.scaling.joint import INDEX, JointPower
 from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
 from gptjax.scaling.laws.fit import Fit, fit_law
-from gptjax.scaling.laws.intervals import Interval, Refits
-from gptjax.scaling.laws.isoflop import SAME_BUDGET, same_budgets
+from gptjax.scaling.laws.intervals import Interval
 from gptjax.scaling.laws.optimum import Cost
+from gptjax.scaling.resampling import fewest, resample, too_few
 from gptjax.scaling.table import Runs
 
 RESOURCES = ("flops", "parameters", "seconds", "bytes", "tokens")
 LEVELS = 9  # losses at which gains are told
 SHAPES_VARY = 0.25  # of log D about a power of N: enough to tell N's part from D's
 LOST = 0.2  # more resamples without a gain than this: no interval
+NO_WIDTH = 1e-6  # an interval relatively narrower than this is rounding, not knowledge
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,8 @@ def compare_runs(
     for variables in groups:
         floors = [corpora[label] for label in labels]
         fit = fit_joint(joint_table(tables), labels, variables, floors, exponents)
-        raws = resample(fit, list(tables.values()), resamples, seed)
+        few = too_few(fit, tables)
+        raws = None if few else resample(fit, list(tables.values()), resamples, seed)
         name = "joint" if law == "chinchilla" else variables[0]
         fits[name] = fit
         axes = [Axes(fit, k, runs, known) for k, runs in enumerate(tables.values())]
@@ -253,45 +255,6 @@ def joint_table(tables: Mapping[str, Runs]) -> Runs:
     return Runs.concatenate(numbered)
 
 
-def resample(fit: Fit, tables: list[Runs], resamples: int, seed: int) -> np.ndarray:
-    """[resamples, P]: refits to runs drawn with replacement within each budget of each sweep.
-
-    Budgets were planned and did not turn out: a draw that lacks one would tell of another design.
-    Residuals about a fit are smaller than the noise by the parameters that followed it; draws are
-    widened about the estimate for that.
-    """
-    random = np.random.default_rng(seed)
-    refit = Refits(fit)
-    strata = [_strata(runs) for runs in tables]
-    needed = [min(len(runs), 2 * len(fit.law.of) + 1) for runs in tables]
-    raws = []
-    for _ in range(resamples):
-        drawn = [_draw(groups, least, random) for groups, least in zip(strata, needed, strict=True)]
-        raws.append(refit(np.concatenate(drawn)))
-    runs = len(fit.runs)
-    widen = np.sqrt(runs / max(runs - refit.free, 1))
-    return fit.raw + (np.array(raws) - fit.raw) * widen
-
-
-def _strata(runs: Runs) -> list[np.ndarray]:
-    """Rows by budget where each of several has three runs or more, else all of them together."""
-    budget = same_budgets(runs.flops, SAME_BUDGET)
-    groups = [np.flatnonzero(budget == one) for one in np.unique(budget)]
-    if len(groups) > 1 and min(len(group) for group in groups) >= 3:
-        return groups
-    return [np.arange(len(runs))]
-
-
-def _draw(groups: list[np.ndarray], least: int, random: np.random.Generator) -> np.ndarray:
-    """How often each run is drawn; at least `least` different ones."""
-    size = sum(len(group) for group in groups)
-    while True:
-        rows = np.concatenate([random.choice(group, len(group)) for group in groups])
-        counts = np.bincount(rows, minlength=size)
-        if np.count_nonzero(counts) >= least:
-            return counts.astype(float)
-
-
 class Axes:
     """One architecture's resources as functions of loss, along its compute-optimal line."""
 
@@ -360,18 +323,26 @@ def _gains(label, reference, mine: Axes, other: Axes, fit: Fit, raws, variables,
         return [_none(label, reference, name, why) for name in names]
     losses = np.geomspace(high, low, LEVELS)
     spent, theirs = mine.at_loss(fit.raw, losses), other.at_loss(fit.raw, losses)
-    drawn, against = mine.at_loss(raws, losses), other.at_loss(raws, losses)
-    found = []
+    if raws is not None:
+        drawn, against = mine.at_loss(raws, losses), other.at_loss(raws, losses)
+    found, middle = [], LEVELS // 2
     for name in names:
         estimate = theirs[name] / spent[name]
-        samples = against[name] / drawn[name]
-        lost = np.mean(~np.isfinite(samples), axis=0)
         ends = np.full((2, LEVELS), np.nan)
-        sound = lost <= LOST
-        shares = [0.5 - level / 2, 0.5 + level / 2]
-        ends[:, sound] = np.nanquantile(samples[:, sound], shares, axis=0)
-        middle = LEVELS // 2
-        why = "" if sound[middle] else f"{100 * lost[middle]:.0f}% of the resamples have no gain"
+        if raws is None:
+            why = f"too few runs to resample, {fewest(fit) + 1} or more of each sweep are needed"
+        else:
+            samples = against[name] / drawn[name]
+            lost = np.mean(~np.isfinite(samples), axis=0)
+            known = lost <= LOST
+            shares = [0.5 - level / 2, 0.5 + level / 2]
+            ends[:, known] = np.nanquantile(samples[:, known], shares, axis=0)
+            flat = known & (ends[1] - ends[0] <= NO_WIDTH * estimate)
+            ends[:, flat] = np.nan
+            why = (
+                "" if known[middle] else f"{100 * lost[middle]:.0f}% of the resamples have no gain"
+            )
+            why = "all resamples give one gain, its interval has no width" if flat[middle] else why
         at = Interval(float(estimate[middle]), *map(float, ends[:, middle]), level)
         found.append(Gain(label, reference, name, losses, estimate, *ends, at, why))
     return found

@@ -159,3 +159,12 @@ def test_too_little_to_compare():
         compare_runs({"a": ladder(), "b": Runs.of([])})
     with pytest.raises(BadInput, match="needs at least"):
         compare_runs({"a": ladder(count=2), "b": ladder(count=3)})
+
+
+def test_a_gain_without_an_interval_is_not_separable():
+    few = np.array([0, 4, 7, 10, 14])
+    tables = {"a": isoflops(seed=2).select(few), "b": isoflops(seed=3).select(few)}
+    gains = compare_runs(tables, resamples=20, law="chinchilla", exponents="shared").gains
+    assert all(gain.verdict.startswith("not separable: too few runs") for gain in gains)
+    gains = compare_runs({"a": isoflops(noise=0), "b": isoflops(noise=0)}, resamples=20).gains
+    assert all(gain.verdict.startswith("not separable") for gain in gains)
