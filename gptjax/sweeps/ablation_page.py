@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gptjax.scaling.chart import PALETTE, Chart, Series, margins, ramp
+from gptjax.scaling.chart import PALETTE, Chart, Series, ramp
 from gptjax.scaling.laws import Interval
 from gptjax.sweeps.ablation import Ablation, Arm, Contrast, lead
 from gptjax.sweeps.curves import Curve
@@ -48,9 +48,7 @@ def ablation_summary(ablation: Ablation, unit: str) -> list[str]:
             lines.append(f"{ablation.field}{at}: no point has finished.")
             continue
         best = ranked[0]
-        text = (
-            f"{ablation.field}{at}: the lowest loss is that of {best.value}, {_mean(best, unit)}"
-        )
+        text = f"{ablation.field}{at}: the lowest loss is that of {best.value}, {_mean(best, unit)}"
         if first is not None:
             text += f"; against {first[1].value}, the next: {verdict(first[2], unit)}"
         lines.append(text + ".")
@@ -203,16 +201,12 @@ def _lines(arm: Arm, curves, axis: str, held_out: bool, color: str, unit: str) -
 
 def _chart(ablation, stem: str, at: str, label: str, series, held_out: bool, unit: str) -> Chart:
     what = "Validation loss" if held_out else "Training loss (trailing mean)"
-    ys = np.concatenate([np.asarray(s.y, dtype=float) for s in series])
-    xs = np.concatenate([np.asarray(s.x, dtype=float) for s in series])
     return Chart(
         name=f"ablation_{stem}",
         title=f"{ablation.field} against {label}{at}",
         x_label=label,
         y_label=f"loss ({unit})",
         series=tuple(series),
-        x_range=margins(xs),
-        y_range=margins(ys),
         caption=(
             f"{what}, the mean over seeds with a band from the lowest to the highest one; markers "
             "are final losses. A click on a name in the legend hides or shows it. "
