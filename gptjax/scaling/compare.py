@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gptjax.errors import BadInput, did_you_mean
-from gptjax.scaling.joint import INDEX, JointPower
+from gptjax.scaling.joint import JointPower, fit_joint, joint_table
 from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
-from gptjax.scaling.laws.fit import Fit, fit_law
+from gptjax.scaling.laws.fit import Fit
 from gptjax.scaling.laws.intervals import Interval
+from gptjax.scaling.laws.isoflop import SAME_BUDGET
 from gptjax.scaling.laws.optimum import Cost
 from gptjax.scaling.resampling import fewest, resample, too_few
 from gptjax.scaling.table import Runs
@@ -118,6 +119,16 @@ def compare_runs(
         law = "chinchilla" if all(shapes_vary(runs) for runs in tables.values()) else "power"
     known, remarks = resources_of(tables, law)
     groups = [("parameters", "tokens")] if law == "chinchilla" else [(name,) for name in known]
+    if law == "power":
+        still = {name: constant(tables, name) for name in known}
+        groups = [(name,) for name in known if not still[name]]
+        remarks += [
+            f"no gain in {name}: it is the same in every run of {', '.join(which)}"
+            for name, which in still.items()
+            if which
+        ]
+        if not groups:
+            raise BadInput(f"there is nothing to compare: {'; '.join(remarks)}")
     fits, gains, lines = {}, [], {}
     for variables in groups:
         floors = [corpora[label] for label in labels]
@@ -157,22 +168,6 @@ def compare_runs(
     )
 
 
-def fit_joint(
-    runs: Runs, labels: list[str], variables: tuple[str, ...], floors: list[str], exponents: str
-) -> Fit:
-    """The joint law with these exponents, or for "auto" with those of the lower corrected AIC."""
-    kinds = ("shared", "own") if exponents == "auto" else (exponents,)
-    fits = [fit_law(runs, JointPower(labels, variables, floors, kind)) for kind in kinds]
-    return min(fits, key=corrected_aic)
-
-
-def corrected_aic(fit: Fit) -> float:
-    """AIC with the correction for few runs; infinite where there are too few to tell."""
-    free = len(fit.raw) + 1  # the scale of the residuals is estimated too
-    left = len(fit.runs) - free - 1
-    return fit.aic + 2 * free * (free + 1) / left if left > 0 else np.inf
-
-
 def check(tables, reference, law: str, exponents: str, level, resamples, seed) -> None:
     """BadInput for what cannot be compared."""
     if not isinstance(tables, Mapping):
@@ -181,6 +176,8 @@ def check(tables, reference, law: str, exponents: str, level, resamples, seed) -
         raise BadInput(f"a comparison needs two sweeps or more; there are {len(tables)}")
     for runs in tables.values():
         check_runs(runs)
+    if reference is not None and not isinstance(reference, str):
+        raise BadInput(f"reference is {reference!r:.80}; give one label of {', '.join(tables)}")
     if reference is not None and reference not in tables:
         near = did_you_mean(reference, tables)
         raise BadInput(f"reference is {reference!r}, not one of {', '.join(tables)}{near}")
@@ -246,13 +243,10 @@ def _told(runs: Runs, name: str) -> bool:
     return values.dtype.kind == "f" and bool((np.isfinite(values) & (values > 0)).all())
 
 
-def joint_table(tables: Mapping[str, Runs]) -> Runs:
-    """All runs in one table with the column `architecture`."""
-    numbered = [
-        runs.with_columns(**{INDEX: np.full(len(runs), float(k))})
-        for k, runs in enumerate(tables.values())
-    ]
-    return Runs.concatenate(numbered)
+def constant(tables: Mapping[str, Runs], name: str) -> list[str]:
+    """The labels whose runs do not differ in a resource: budgets are met to a few percent."""
+    spans = {label: np.ptp(np.log(runs.column(name))) for label, runs in tables.items()}
+    return [label for label, span in spans.items() if span < SAME_BUDGET]
 
 
 class Axes:
@@ -315,6 +309,11 @@ def _gains(label, reference, mine: Axes, other: Axes, fit: Fit, raws, variables,
     (top, bottom), (their_top, their_bottom) = mine.reached(fit.raw), other.reached(fit.raw)
     high, low = min(top, their_top), max(bottom, their_bottom)
     names = mine.names(variables)
+    flat = [own for own, end in ((label, top), (reference, their_top)) if not np.isfinite(end)]
+    if flat:
+        what = variables[0] if len(variables) == 1 else "parameters and tokens"
+        why = f"no gain: the fitted loss of {' and '.join(flat)} does not fall with {what}"
+        return [_none(label, reference, name, why) for name in names]
     if not high > low:
         why = (
             f"no overlap: {label} went from a loss of {top:.4g} to {bottom:.4g}, {reference} from "
@@ -332,7 +331,8 @@ def _gains(label, reference, mine: Axes, other: Axes, fit: Fit, raws, variables,
         if raws is None:
             why = f"too few runs to resample, {fewest(fit) + 1} or more of each sweep are needed"
         else:
-            samples = against[name] / drawn[name]
+            with np.errstate(all="ignore"):
+                samples = against[name] / drawn[name]
             lost = np.mean(~np.isfinite(samples), axis=0)
             known = lost <= LOST
             shares = [0.5 - level / 2, 0.5 + level / 2]
