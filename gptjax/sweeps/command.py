@@ -152,7 +152,7 @@ def _show_wish(sweep: Sweep, command, path: Path) -> None:
 
     wish = wish_of(command)
     where = {"launcher": command.launcher or "local", "workers": command.workers}
-    plan = plan_sweep(sweep, wish, path, **where)
+    plan = plan_sweep(sweep, wish, path, **where, only=command.only)
     first = None
     if plan.tuning is not None:
         print(
@@ -169,8 +169,9 @@ def _show_wish(sweep: Sweep, command, path: Path) -> None:
 
 def run_command(sweep: Sweep, command) -> int:
     """Do what the command line asks of a sweep; the exit code."""
-    from gptjax.sweeps.design import default_folder, read_plan, run_planned
+    from gptjax.sweeps.design import run_planned
     from gptjax.sweeps.folder import SweepFolder
+    from gptjax.sweeps.planned import default_folder, read_plan
     from gptjax.sweeps.report import write_report
     from gptjax.sweeps.runner import exit_code, run_sweep
     from gptjax.sweeps.status import show_status

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.errors import EXIT_DONE, EXIT_PREEMPTED, BadInput, did_you_mean
-from gptjax.sweeps.folder import SweepFolder
+from gptjax.sweeps.folder import SweepFolder, matching
 from gptjax.sweeps.launchers import make_launcher
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.status import SweepProgress
@@ -24,6 +24,7 @@ from gptjax.sweeps.worker import GiveBack, work
 from gptjax.training.signals import LeaveAtOnce, Preempted
 
 LAUNCHERS = ("here", "local", "ray", "slurm")
+WORKERS = 4095  # at the most
 POLL_SECONDS = 0.5
 LINGER_SECONDS = 15.0  # a worker with nothing left ends by then; one in a queue may wait for days
 
@@ -51,6 +52,24 @@ def backend() -> str:
     return done.stdout.strip()
 
 
+def check_options(sweep: object, launcher: object, workers: object, only: object) -> tuple:
+    """BadInput for a sweep or an option that cannot be; the patterns of `only` as a tuple."""
+    if not isinstance(sweep, Sweep):
+        raise BadInput(f"a Sweep is run, such as gptjax.get(NAME) returns, not {sweep!r}")
+    sweep.validate()
+    only = (only,) if isinstance(only, str) else only
+    if not isinstance(only, tuple | list) or not all(isinstance(text, str) for text in only):
+        raise BadInput(f"only is {only!r}; give parts of points' names, such as ('lr=0.01',)")
+    if launcher not in LAUNCHERS:
+        near = did_you_mean(str(launcher), LAUNCHERS)
+        raise BadInput(f"--launcher={launcher} is not one of {', '.join(LAUNCHERS)}{near}")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 0 <= workers <= WORKERS:
+        raise BadInput(
+            f"workers is {workers!r}; give 1 to {WORKERS}, or 0 to let the device decide"
+        )
+    return tuple(only)
+
+
 def run_sweep(
     sweep: Sweep,
     path: str | Path | None = None,
@@ -68,18 +87,8 @@ def run_sweep(
     `fork` goes on in a folder that holds points which the sweep no longer has.
     Raises BadInput, and `loop.Preempted` when a signal stopped it; the same call goes on.
     """
-    if not isinstance(sweep, Sweep):
-        raise BadInput(f"a Sweep is run, such as gptjax.get(NAME) returns, not {sweep!r}")
-    sweep.validate()
-    only = (only,) if isinstance(only, str) else only
-    if not isinstance(only, tuple | list) or not all(isinstance(text, str) for text in only):
-        raise BadInput(f"only is {only!r}; give parts of points' names, such as ('lr=0.01',)")
-    only = tuple(only)
-    if launcher not in LAUNCHERS:
-        near = did_you_mean(str(launcher), LAUNCHERS)
-        raise BadInput(f"--launcher={launcher} is not one of {', '.join(LAUNCHERS)}{near}")
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise BadInput(f"workers is {workers!r}; give 1 or more, or 0 to let the device decide")
+    only = check_options(sweep, launcher, workers, only)
+    matching(sweep.name, {point.name: point for point in sweep.points}, only)
     folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name, fork)
     names = folder.select(only)
     for name in names:
