@@ -5,6 +5,7 @@ run. Intervals are 95% by Student's t: of a difference paired by seed (of weight
 both sides finished the same ones, by Welch's approximation otherwise.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +95,40 @@ def ablate(
         found = [_against(arm, base, curves) if base is not None else arm for arm in arms.values()]
         contrasts.append(Contrast(label, tuple(found), reference))
     return Ablation(analysis.compare, reference, tuple(contrasts))
+
+
+def compared(points, analysis: Analysis) -> Analysis:
+    """The analysis with a field to compare where it asks for no law and names none.
+
+    The first of one or two fields, seeds and lengths aside, in which the grid's rows differ.
+    """
+    if analysis.laws or analysis.compare:
+        return analysis
+    points = tuple(points)
+    fields = dict.fromkeys(name for point in points for name in point.row if name not in FACTS)
+    fields = [f for f in fields if f not in SEEDS and not f.startswith(LENGTH)]
+    varied = [f for f in fields if len({value_of(point, f) for point in points}) > 1]
+    if len(varied) > 2:
+        return analysis
+    chosen = next((field for field in varied if alike(points, field)), "")
+    return dataclasses.replace(analysis, compare=chosen)
+
+
+def numbers_of(ablation: Ablation) -> dict[str, float]:
+    """The compared values as numbers; {} where one is none."""
+    try:
+        return {value: float(value) for value in ablation.values}
+    except ValueError:
+        return {}
+
+
+def beyond_edge(contrast: Contrast, numbers: Mapping[str, float]) -> str:
+    """`larger` or `smaller` where the best of three or more numbers is the grid's last one."""
+    held = sorted(numbers[arm.value] for arm in contrast.arms) if numbers else []
+    if len(held) < 3 or not contrast.ranked:
+        return ""
+    best = numbers[contrast.ranked[0].value]
+    return {held[0]: "smaller", held[-1]: "larger"}.get(best, "")
 
 
 def alike(points, field: str) -> list[tuple[str, dict[str, list[Point]]]]:

@@ -8,12 +8,13 @@ import numpy as np
 
 from gptjax.scaling.chart import PALETTE, Chart, Series, ramp
 from gptjax.scaling.laws import Interval
-from gptjax.sweeps.ablation import Ablation, Arm, Contrast, lead
+from gptjax.sweeps.ablation import Ablation, Arm, Contrast, beyond_edge, lead, numbers_of
 from gptjax.sweeps.curves import Curve
 from gptjax.sweeps.findings import bounded, interval_json, plain
 from gptjax.sweeps.page import Cell, number, table
 from gptjax.training.metrics import short
 
+EACH = 3  # numbers that the summary tells one by one
 DRAWN = 100.0  # curves are drawn from this part of the budget on
 NOTE = (
     "95% intervals by Student's t over seeds; a difference is paired by seed where both sides have "
@@ -40,7 +41,7 @@ def verdict(difference: Interval, unit: str) -> str:
 
 def ablation_summary(ablation: Ablation, unit: str) -> list[str]:
     """The winner of each budget, and each value against the reference."""
-    lines = []
+    lines, numbers = [], numbers_of(ablation)
     for contrast in ablation.contrasts:
         at = f" at {contrast.label}" if contrast.label else ""
         ranked, first = contrast.ranked, lead(contrast)
@@ -52,6 +53,14 @@ def ablation_summary(ablation: Ablation, unit: str) -> list[str]:
         if first is not None:
             text += f"; against {first[1].value}, the next: {verdict(first[2], unit)}"
         lines.append(text + ".")
+        way = beyond_edge(contrast, numbers)
+        if way:
+            lines.append(
+                f"{best.value} stands at the edge of the grid{at}: {way} values of "
+                f"{ablation.field} may be better still."
+            )
+        if len(numbers) > EACH:
+            continue  # the table and the figure tell of so many
         for arm in contrast.arms:
             if arm.difference is not None and len(arm.loss):
                 text = f"{arm.value} against {ablation.reference}{at}: "
@@ -139,11 +148,11 @@ def met(arm: Arm) -> bool:
 def ablation_charts(
     ablation: Ablation, curves: Mapping[str, Curve], unit: str
 ) -> tuple[Chart, ...]:
-    """Loss against FLOPs and against seconds, for each budget."""
+    """Loss against the value where it is a number, against FLOPs and seconds for each budget."""
     values = ablation.values
     spread = [ramp(k / max(len(values) - 1, 1)) for k in range(len(values))]
     colors = dict(zip(values, PALETTE if len(values) <= len(PALETTE) else spread, strict=False))
-    charts = []
+    charts = [value_chart(ablation, unit)] if _drawn_over_values(ablation) else []
     for place, contrast in enumerate(ablation.contrasts, 1):
         known = [arm for arm in contrast.arms if any(name in curves for name in arm.names)]
         if not known:
@@ -161,6 +170,68 @@ def ablation_charts(
                 continue
             charts.append(_chart(ablation, f"{axis}{tail}", at, label, series, held_out, unit))
     return tuple(charts)
+
+
+def _drawn_over_values(ablation: Ablation) -> bool:
+    return len(numbers_of(ablation)) > 1 and any(c.ranked for c in ablation.contrasts)
+
+
+def value_chart(ablation: Ablation, unit: str) -> Chart:
+    """The loss over the values of a number: each run, and the mean and spread over seeds."""
+    numbers = numbers_of(ablation)
+    series, several = [], len(ablation.contrasts) > 1
+    for k, contrast in enumerate(ablation.contrasts):
+        arms = sorted((a for a in contrast.arms if len(a.loss)), key=lambda a: numbers[a.value])
+        if not arms:
+            continue
+        group = (contrast.label or "runs") if several else "runs"
+        color = ramp(k / (len(ablation.contrasts) - 1)) if several else PALETTE[1]
+        style = {"color": color, "group": group if several else "mean over seeds"}
+        at = [numbers[arm.value] for arm in arms]
+        each = [arm.loss for arm in arms]
+        seeds = max(len(loss) for loss in each) > 1
+        ends = {"low": [v.min() for v in each], "high": [v.max() for v in each]} if seeds else {}
+        series.append(Series(group, at, [float(v.mean()) for v in each], **style, **ends))
+        series.append(
+            Series(
+                group,
+                [numbers[arm.value] for arm in arms for _ in arm.loss],
+                np.concatenate(each),
+                "points",
+                color=color,
+                group=group,
+                hover=tuple(
+                    f"<b>{html.escape(name)}</b><br>{html.escape(ablation.field)} {arm.value}"
+                    f"<br>loss {loss:.4f} {unit}"
+                    for arm in arms
+                    for name, loss in zip(arm.names, arm.loss, strict=True)
+                ),
+            )
+        )
+    return Chart(
+        name="loss_value",
+        title=f"Loss against {ablation.field}",
+        x_label=ablation.field,
+        y_label=f"loss ({unit})",
+        series=tuple(series),
+        log_x=geometric(list(numbers.values())),
+        log_y=False,
+        caption=(
+            "Final losses; the line is the mean over seeds, the band goes from the lowest to the "
+            "highest one. Points that diverged or failed have none."
+        ),
+    )
+
+
+def geometric(values: list[float]) -> bool:
+    """Whether numbers are spaced by factors rather than by steps."""
+    values = np.unique(np.asarray(values, dtype=float))
+    if len(values) < 2 or values[0] <= 0:
+        return False
+    if len(values) == 2:
+        return bool(values[1] >= 4 * values[0])
+    spread = lambda gaps: float(np.std(gaps) / np.mean(gaps))
+    return spread(np.diff(np.log(values))) < spread(np.diff(values))
 
 
 def _lines(arm: Arm, curves, axis: str, held_out: bool, color: str, unit: str) -> list[Series]:

@@ -17,7 +17,7 @@ from gptjax.errors import BadInput
 from gptjax.experiment import flatten
 from gptjax.scaling.chart import Chart
 from gptjax.scaling.table import Runs
-from gptjax.sweeps.ablation import Ablation, ablate
+from gptjax.sweeps.ablation import Ablation, ablate, compared
 from gptjax.sweeps.ablation_page import (
     ablation_charts,
     ablation_json,
@@ -99,7 +99,7 @@ def ablation_of(folder: SweepFolder, analysis: Analysis, curves) -> Ablation | N
 
 def findings_of(folder: SweepFolder, curves: dict[str, Curve]) -> Findings:
     """What the finished points say; a remark where the asked-for loss is not there."""
-    analysis, remarks = folder.analysis(), []
+    analysis, remarks = compared(folder.points.values(), folder.analysis()), []
     runs = Runs.of([])
     for loss in dict.fromkeys((analysis.loss, "validation_loss")):
         try:
@@ -193,16 +193,16 @@ def report_body(
     if drawn:
         parts.append("<h2>Figures</h2>")
         parts += [figure(chart, place) for place, chart in enumerate(drawn, 1)]
-    parts.append("<h2>Laws</h2>")
-    parts += [law_section(law, findings) for law in findings.laws]
-    parts.append(approaches(findings))
+    if findings.laws:
+        parts.append("<h2>Laws</h2>")
+        parts += [law_section(law, findings) for law in findings.laws]
+        parts.append(approaches(findings))
     if findings.optima:
         parts += ["<h2>Compute-optimal sizes</h2>", optima_table(findings)]
-    parts.append("<h2>Held-out runs</h2>")
     if findings.scores:
-        parts.append(scores_table(findings))
-    else:
-        parts.append(f"<p>{findings.why['scores'].capitalize()}.</p>")
+        parts += ["<h2>Held-out runs</h2>", scores_table(findings)]
+    elif findings.laws:
+        parts += ["<h2>Held-out runs</h2>", f"<p>{findings.why['scores'].capitalize()}.</p>"]
     every = every_point(folder, states, findings, curves)
     parts += ["<h2>Runs and costs</h2>", costs(folder, every), runs_table(every, findings)]
     troubles = [(name, state) for name, state in states.items() if state.error]

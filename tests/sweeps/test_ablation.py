@@ -11,8 +11,14 @@ from scipy import stats
 from gptjax import Analysis, Sweep
 from gptjax.errors import BadInput
 from gptjax.scaling.table import Runs
-from gptjax.sweeps.ablation import ablate, alike, lead, mean_interval, welch
-from gptjax.sweeps.ablation_page import ablation_json, ablation_summary, verdict
+from gptjax.sweeps.ablation import ablate, alike, compared, lead, mean_interval, welch
+from gptjax.sweeps.ablation_page import (
+    ablation_json,
+    ablation_summary,
+    geometric,
+    value_chart,
+    verdict,
+)
 from gptjax.sweeps.curves import Curve
 from gptjax.sweeps.grid import rows, values
 from gptjax.sweeps.ledger import State
@@ -185,3 +191,41 @@ def test_few_finished_points_are_told_in_words(tmp_path, done):
     folder = fake(tmp_path / "runs", sweep, states=states)
     said = write_report(folder).summary
     assert ("no point has finished" in said[0]) == (done == 0)
+
+
+RATES = values("optim.lr", 3e-3, 1e-2, 2e-2, 4e-2) * values("train.seed", 0, 1)
+
+
+def test_a_grid_of_a_number_is_compared_by_itself(tmp_path):
+    folder = fake(tmp_path / "runs", Sweep("rates", BASE, RATES, Analysis(laws=())))
+    said = write_report(folder).summary
+    assert said[0].startswith("optim.lr: the lowest loss is that of ") and len(said) <= 3
+    text = (folder.path / "report.html").read_text()
+    for absent in ("Approach 1", "Held-out", "not fitted", "No law"):
+        assert absent not in text.split("<body>")[1]
+    assert 'id="plot-loss_value"' in text and "mean over seeds" in text
+    assert text.count("loss_flops") and (folder.path / "figures" / "loss_value.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("grid", "field"),
+    [
+        (RATES, "optim.lr"),
+        (values("optim.lr", 1e-3, 2e-3) * values("optim.weight_decay", 0.0, 0.1), "optim.lr"),
+        (SEEDS, ""),
+        (values("train.steps", 3, 6), ""),
+    ],
+)
+def test_the_field_that_is_compared_by_itself(grid, field):
+    sweep = Sweep("grid", BASE, grid, Analysis(laws=()))
+    assert compared(sweep.points, sweep.analysis).compare == field
+    assert compared(sweep.points, Analysis()).compare == ""
+
+
+@pytest.mark.parametrize(("losses", "way"), [((3, 2, 1), "larger"), ((2, 1, 3), "")])
+def test_the_best_value_at_the_edge_is_said(losses, way):
+    grid = values("optim.lr", 1e-3, 2e-3, 4e-3)
+    found = found_in(sweep_of(grid, compare="optim.lr"), losses)
+    said = " ".join(ablation_summary(found, UNIT))
+    assert (f"{way} values of optim.lr may be better still" in said) == bool(way)
+    assert value_chart(found, UNIT).log_x and not geometric([1.0, 2.0, 3.0])
