@@ -174,7 +174,7 @@ def test_too_few_runs_for_own_exponents():
     tables = {"a": ladder(count=3), "b": ladder(seed=1, count=3)}
     found = compare_runs(tables, resamples=20)
     assert found.fits["flops"].law.exponents == "shared"
-    with pytest.raises(BadInput, match="a has 3, b has 3.*exponents='shared'"):
+    with pytest.raises(BadInput, match=r"a has 3, b has 3.*exponents='shared'"):
         small = {"a": ladder(count=3), "b": ladder(count=3)}
         compare_runs(small, law="chinchilla", exponents="own")
 

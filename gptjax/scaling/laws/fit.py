@@ -182,7 +182,8 @@ def search(objective: Objective, starts: int, seed: int) -> tuple[Solution, list
         raw = objective.law.start(objective.x, objective.y, random)
         solutions.append(descend(objective, coordinates_of(objective, raw)))
     best = min(solutions, key=lambda s: s.value)
-    if starts > 1 and objective.basis.shape[1]:
+    free, different = objective.basis.shape[1], np.unique(objective.x, axis=1).shape[1]
+    if starts > 1 and free and different > free + 1:  # else valleys, on whose floor all is equal
         agree = all(s.value <= best.value * (1 + AGREE) for s in solutions)
         best = hop(objective, best, random, HOPS // 4 if agree else HOPS)
     return best, solutions
@@ -230,6 +231,8 @@ def describe(
     scale = scale_of(objective, best.raw)
     errors = np.sqrt(np.maximum(np.diag(covariance(objective, best.raw, scale)), 0))
     aic, bic = information(objective, best.raw)
+    total = np.sum((target - target.mean()) ** 2)
+    varies = np.ptp(target) > 1e-9 * np.abs(target).max()
     parameters = law.to_values(best.raw)
     fit = Fit(
         law=law,
@@ -248,7 +251,7 @@ def describe(
         starts_agreeing=len(agreeing),
         spread=spread,
         residuals=-residual,
-        r2=float(1 - np.sum(missed**2) / max(np.sum((target - target.mean()) ** 2), 1e-300)),
+        r2=float(1 - np.sum(missed**2) / total) if varies else float("nan"),
         aic=aic,
         bic=bic,
         cost=Cost.of(runs),
