@@ -7,6 +7,7 @@ from gptjax.errors import BadInput
 from gptjax.scaling.laws import (
     LAWS,
     bootstrap,
+    doubts,
     envelope,
     fit_law,
     fit_two_step,
@@ -171,6 +172,8 @@ def test_a_gross_outlier_and_losses_that_do_not_vary_are_flagged():
         fit = fit_law(spoilt, "chinchilla", starts=4)
         assert any(f.startswith("gross outlier: run_12 has") and "R2" in f for f in fit.flags)
     flat = fit_law(Runs.of(np.full(25, 3.0), **shape), "chinchilla", starts=2, diagnose=False)
+    assert "no variation" in doubts(flat) and repr(flat).count("\n") == 0
+    assert "! no variation: loss does not vary" in str(flat)
     assert flat.flags[0].startswith("no variation: loss does not vary") and np.isnan(flat.r2)
 
 
