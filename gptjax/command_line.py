@@ -43,11 +43,12 @@ options of a sweep (fields set by --part.field=value are those of its base exper
   --retry-failed   try points again that have failed
   --minutes N      plan it for so many minutes on this machine; steps are measured before, once
                    a day
+  --remeasure      forget the times measured so far, as after other work had slowed the machine
   --budget FLOPS   plan it for so many FLOPs in all, such as 1e14
   --tune           find learning rates and batches first, by short runs of some sizes
 """
 
-FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune")
+FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune", "remeasure")
 VALUES = ("exp", "workdir", "launcher", "workers", "minutes", "budget")
 LISTS = ("only",)
 OF_SWEEPS = (
@@ -59,6 +60,7 @@ OF_SWEEPS = (
     "minutes",
     "budget",
     "tune",
+    "remeasure",
 )
 OPTIONS = (*FLAGS, *VALUES, *LISTS)
 
@@ -80,6 +82,7 @@ class Command:
     minutes: float = 0.0
     budget: float = 0.0
     tune: bool = False
+    remeasure: bool = False
     only: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 

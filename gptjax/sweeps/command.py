@@ -172,14 +172,16 @@ def run_command(sweep: Sweep, command) -> int:
     from gptjax.sweeps.design import run_planned
     from gptjax.sweeps.folder import SweepFolder
     from gptjax.sweeps.planned import default_folder, read_plan
-    from gptjax.sweeps.report import write_report
     from gptjax.sweeps.runner import exit_code, run_sweep
     from gptjax.sweeps.status import show_status
+    from gptjax.sweeps.timing import forget
 
     wish = wish_of(command)
     if command.fork and wish.any:
         raise BadInput("--fork goes on in a sweep's folder, and a plan wants one of its own")
     path = Path(command.workdir or default_folder(sweep, wish))
+    if command.remeasure:
+        forget(sweep.base)
     if command.dry_run and wish.any:
         _show_wish(sweep, command, path)
         return 0
@@ -216,15 +218,14 @@ def run_command(sweep: Sweep, command) -> int:
         asked = {"minutes": wish.minutes, "budget": wish.budget, "tune": wish.tune}
         result = run_planned(sweep, path, **asked, **options)
     else:
-        result = run_sweep(sweep, path, **options, fork=command.fork)
+        result = run_sweep(sweep, path, **options, fork=command.fork, report=False)
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")
     waiting = [name for name, state in result.states.items() if not state.finished]
     if waiting:
         print(f"{len(waiting)} points are with other workers; the same command looks again")
-    report = write_report(result.folder)
-    for line in report.summary:
+    for line in result.report.summary:
         print(line)
-    print(f"report: {report.path}")
+    print(f"report: {result.report.path}")
     return exit_code(result)

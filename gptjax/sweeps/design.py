@@ -38,9 +38,9 @@ from gptjax.sweeps.planned import (
     write_tuned,
 )
 from gptjax.sweeps.runner import SweepResult, check_options, run_sweep
-from gptjax.sweeps.schedule import REPORT_SECONDS, schedule
+from gptjax.sweeps.schedule import REPORT_SECONDS, RUNNER_SECONDS, schedule
 from gptjax.sweeps.sweep import Sweep
-from gptjax.sweeps.timing import find_place, measured
+from gptjax.sweeps.timing import Place, busy, find_place, measured
 from gptjax.sweeps.tuning import (
     Stage,
     Tuning,
@@ -152,10 +152,7 @@ def for_minutes(
         why = "; ".join(sorted({cost for cost in costs.values() if isinstance(cost, str)}))
         raise BadInput(f"--minutes cannot be planned for {sweep.name} on this machine: {why}")
     if fewest > 60 * minutes:
-        raise BadInput(
-            f"--minutes={minutes:g} is too short for {sweep.name}: its smallest plan takes "
-            f"{_up(fewest / 60)} on this machine"
-        )
+        raise _too_short(sweep, minutes, fewest, costs)
     highest = wall(choices[-1])
     if highest <= 60 * minutes:
         raise BadInput(
@@ -171,8 +168,31 @@ def for_minutes(
     return sweep.planned(design=sweep.design.scaled(total))
 
 
-def _up(minutes: float) -> str:
-    return f"{math.ceil(10 * minutes) / 10:g}"
+def _too_short(sweep: Sweep, minutes: float, seconds: float, costs: Mapping = {}) -> BadInput:
+    up = math.ceil(seconds / 6) / 10
+    why = f" ({busy(costs)})" if busy(costs) else ""
+    anew = "; --remeasure measures its speed anew" if costs else ""
+    return BadInput(
+        f"--minutes={minutes:g} is too short for {sweep.name}: its smallest plan takes {up:g} "
+        f"minutes or more on this machine{why}{anew}"
+    )
+
+
+def _check_hope(sweep: Sweep, minutes: float, place: Place) -> Callable[[Mapping], None]:
+    """What refuses minutes that are hopeless, before a program is measured and after each."""
+    points = sweep.planned(design=sweep.design.scaled(totals(sweep)[0])).points
+    flops = sum(point.flops for point in points) / (2 if sweep.share_trunks else 1)
+    least = flops / place.fastest + RUNNER_SECONDS + REPORT_SECONDS
+    if least > 60 * minutes:
+        raise _too_short(sweep, minutes, least)
+
+    def check(costs: Mapping[str, Cost | str]) -> None:
+        some = [point for point in points if isinstance(costs.get(point.program), Cost)]
+        found = schedule(some, costs, place.workers, sweep.share_trunks)
+        if found is not None and found.wall > 1.2 * 60 * minutes:
+            raise _too_short(sweep, minutes, found.wall, costs)
+
+    return check
 
 
 # ---------------------------------------------------------------- planning and running
@@ -227,7 +247,7 @@ def plan_sweep(
         place = find_place(launcher, workers, len(sweep.points))
         tried = tuning_of(sweep)[0]
         points = (*every_shape(sweep).points, *(tried.points if tried else ()))
-        costs = measured(points, place, say)
+        costs = measured(points, place, say, _check_hope(sweep, wish.minutes, place))
 
         def before(total: float) -> float:
             tried = tuning_of(sweep.planned(design=sweep.design.scaled(total)))[0]
@@ -282,7 +302,7 @@ def run_planned(
             matching(sweep.name, {point.name: point for point in plan.sweep.points}, only)
         write_plan(path, plan.sweep, wish, plan.ratio)
         plan = plan_sweep(sweep, wish, path, **options, say=say)  # another's, if it was first
-    run = functools.partial(run_sweep, **options, retry_failed=retry_failed)
+    run = functools.partial(run_sweep, **options, retry_failed=retry_failed, report=False)
     if plan.tuning is None:
         return run(plan.sweep, path, only=only)
     begun = time.monotonic()

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +81,21 @@ class Wish:
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a lock file alone; on a file system without locks nothing is held."""
+def locked(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock file alone; on a file system without locks nothing is held.
+
+    `waiting()` is called when another process holds it.
+    """
     with contextlib.ExitStack() as stack:
         with storage_errors(f"write {file}"):
             file.parent.mkdir(parents=True, exist_ok=True)
             opened = stack.enter_context(open(file, "a"))
         with contextlib.suppress(OSError):
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(opened, fcntl.LOCK_EX)
         yield
 
 

@@ -29,7 +29,7 @@ def cost_of(point, speed=5e10) -> Cost:
     return Cost(start=5.0, begin=3.0, run=1.0, step=step, evaluation=0.1, save=0.05, when=1.0)
 
 
-def measured(points, place, say=print):
+def measured(points, place, *_):
     return {point.program: cost_of(point) for point in points}
 
 
@@ -150,6 +150,25 @@ def test_a_folder_goes_on_with_the_plan_it_has(given_times, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     run_planned(sweep, budget=5e13)
     assert (tmp_path / "runs" / "synthetic-5e13FLOP" / "plan.json").exists()
+
+
+def test_minutes_without_hope_are_refused_at_once(monkeypatch):
+    asked = []
+
+    def slow(points, place, say, check):
+        asked.append(len(points))
+        check({})
+        point = points[0]
+        check({point.program: dataclasses.replace(cost_of(point, speed=1e9), cpu=0.2)})
+
+    monkeypatch.setattr(design, "find_place", lambda *_: PLACE)
+    monkeypatch.setattr(design, "measured", slow)
+    with pytest.raises(BadInput, match=r"takes 0.3 minutes or more on this machine$"):
+        plan_sweep(sweep_of(), Wish(minutes=0.1))
+    assert not asked
+    with pytest.raises(BadInput, match=r"minutes or more on .* busy .* --remeasure measures"):
+        plan_sweep(sweep_of(), Wish(minutes=0.5))
+    assert asked and parse(["--remeasure"]).remeasure
 
 
 def test_tuned_rates_and_the_rest_of_the_minutes(given_times, monkeypatch, tmp_path):
