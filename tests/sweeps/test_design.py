@@ -216,8 +216,11 @@ def test_a_plan_shows_what_is_expected(given_times, monkeypatch, capsys):
         "12 points branch off 7 others, which saves 15% of the FLOPs",
         "with 2 workers, from start to report",
         "one point at a time",
-        "measured anew after 24 hours",
+        "kept for 24 hours; --remeasure measures them again",
     ):
         assert words in shown
     show_plan(registry.get("plan_chinchilla"))
-    assert "not measured for 20 programs (a plan only)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not measured for 20 programs (a plan only)" in shown
+    assert "3,000E" in shown and "1e+03" not in shown
+    assert "H100-days at 40% of 989 TFLOP/s (bf16)" in shown

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from gptjax.command_line import parse
 from gptjax.errors import BadInput, DamagedData
 from gptjax.sweeps import design
+from gptjax.sweeps.command import run_command
 from gptjax.sweeps.design import run_planned
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.planned import read_plan, read_tuned
@@ -145,3 +147,19 @@ def test_lost_tuned_rates_are_found_again(ran, monkeypatch, tmp_path):
     (tmp_path / "tuned.json").unlink()
     run_planned(sweep_of(), tmp_path, minutes=10, tune=True)
     assert ran[0] == ran[1] and json.loads((tmp_path / "tuned.json").read_text()) == before
+
+
+def test_status_before_the_main_stage(ran, monkeypatch, capsys, tmp_path):
+    stop = lambda sweep, path, **_: SweepFolder.create(sweep, path) and 1 / 0
+    monkeypatch.setattr(design, "run_sweep", stop)
+    sweep, words = sweep_of(), "the runs of synthetic in groups of 2.5e+12, 1e+13 FLOPs, none"
+    for number, tune in enumerate((False, True)):
+        path = tmp_path / str(number)
+        with pytest.raises(ZeroDivisionError):
+            run_planned(sweep, path, budget=5e13 * (1 + 0.15 * tune), tune=tune)
+        (path / "sweep.json").unlink(missing_ok=True)
+        command = parse(["--exp=synthetic", "--status", f"--workdir={path}"])
+        capsys.readouterr()
+        assert run_command(sweep, command) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert words in shown and ("27 waiting" in shown) == ("not tuned yet" in shown) == tune
