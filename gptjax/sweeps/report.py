@@ -8,6 +8,7 @@ that reports can be compared line by line.
 
 import dataclasses
 import html
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def write_report(folder: SweepFolder) -> Report:
     body = report_body(folder, states, findings, drawn, curves, ablation)
     out = folder.path / "report.html"
     write_whole(out, page(f"{folder.name}: report of a sweep", body).encode())
-    return Report(out, sentences(findings, ablation))
+    return Report(out, [*sentences(findings, ablation), *findings.remarks])
 
 
 def sentences(findings: Findings, ablation: Ablation | None) -> list[str]:
@@ -111,7 +112,22 @@ def findings_of(folder: SweepFolder, curves: dict[str, Curve]) -> Findings:
         break
     fields = sorted({name for point in folder.points.values() for name in point.row})
     found = analyse(runs, analysis, curves, tuple(f for f in fields if f not in ("name", "group")))
+    corpora = corpora_of(folder, runs.names)
+    if len(corpora) > 1:
+        remarks.append(
+            f"points have different corpora ({', '.join(corpora)}): their losses do not compare"
+        )
     return dataclasses.replace(found, remarks=(*remarks, *found.remarks))
+
+
+def corpora_of(folder: SweepFolder, names: Iterable[str]) -> list[str]:
+    """What these points are trained on, each once."""
+    found = {}
+    for name in names:
+        data = folder.points[name].experiment.data
+        files = f" {' '.join(data.files)}" if data.corpus == "files" else ""
+        found[f"{data.corpus}{files}"] = None
+    return list(found)
 
 
 def every_point(
