@@ -31,7 +31,8 @@ options:
   --list           all experiments with parameters, tokens and FLOPs
   --dry-run        the plan: config, parameters, FLOPs, memory and layout on the mesh, time
   --workdir DIR    where the run lives (default runs/NAME); a run that stands there goes on
-  --fork           go on from the workdir's newest checkpoint with a changed config
+  --fork           go on from the workdir's newest checkpoint with a changed config; in a sweep's
+                   folder with the points of a changed sweep, which leaves the old ones there
   --exp NAME --help    every field of that experiment with its value
 
 options of a sweep (fields set by --part.field=value are those of its base experiment):
@@ -42,11 +43,12 @@ options of a sweep (fields set by --part.field=value are those of its base exper
   --retry-failed   try points again that have failed
   --minutes N      plan it for so many minutes on this machine; steps are measured before, once
                    a day
+  --remeasure      forget the times measured so far, as after other work had slowed the machine
   --budget FLOPS   plan it for so many FLOPs in all, such as 1e14
   --tune           find learning rates and batches first, by short runs of some sizes
 """
 
-FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune")
+FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune", "remeasure")
 VALUES = ("exp", "workdir", "launcher", "workers", "minutes", "budget")
 LISTS = ("only",)
 OF_SWEEPS = (
@@ -58,6 +60,7 @@ OF_SWEEPS = (
     "minutes",
     "budget",
     "tune",
+    "remeasure",
 )
 OPTIONS = (*FLAGS, *VALUES, *LISTS)
 
@@ -79,6 +82,7 @@ class Command:
     minutes: float = 0.0
     budget: float = 0.0
     tune: bool = False
+    remeasure: bool = False
     only: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 
@@ -281,10 +285,6 @@ def run_sweep(sweep, command: Command) -> int:
     from gptjax.sweeps.command import run_command
     from gptjax.sweeps.sweep import FACTS
 
-    if command.fork:
-        raise BadInput(
-            "--fork belongs to a single run: a changed point of a sweep is another point"
-        )
     swept = {key for row in sweep.grid for key in row}
     for argument in command.overrides:
         field = argument.removeprefix("--").partition("=")[0].replace("-", "_")

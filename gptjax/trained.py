@@ -104,7 +104,15 @@ def load(
     The checkpoint's proofs are verified. BadInput when the folder holds no run, no such step or
     no good checkpoint, or when the devices do not make the mesh.
     """
+    if not isinstance(workdir, str | Path) or "\0" in str(workdir):
+        raise BadInput(f"the run's folder is {workdir!r}; give a path, such as 'runs/quickstart'")
+    if mesh is not None and not isinstance(mesh, MeshConfig):
+        raise BadInput(f"mesh is {mesh!r}; give a MeshConfig, such as MeshConfig(data=2)")
     workdir = Path(workdir).expanduser().absolute()
+    if (workdir / "sweep.json").exists():
+        points = sorted(p.name for p in (workdir / "points").glob("*") if p.is_dir())
+        such = f", such as {workdir / 'points' / points[0]}" if points else ""
+        raise BadInput(f"{workdir} holds a sweep: give a point's folder, points/NAME{such}")
     experiment = load_experiment(workdir)
     made = make_mesh(mesh or MeshConfig(data=1))
     like = jax.tree.map(

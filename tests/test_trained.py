@@ -57,3 +57,18 @@ def test_what_cannot_be_loaded_or_asked_for_is_one_line(run, tmp_path):
         trained.generate(temperature=-1)
     with pytest.raises(BadInput, match=r"sequence_length = 64 is longer than model\.context"):
         trained.evaluate(data=dataclasses.replace(trained.experiment.data, sequence_length=64))
+
+
+@pytest.mark.parametrize("workdir", [3, None, "a\0b"])
+def test_a_place_that_is_no_path_is_one_line(workdir):
+    with pytest.raises(BadInput, match="the run's folder is"):
+        gptjax.load(workdir)
+
+
+def test_a_sweeps_folder_points_to_its_points(tmp_path):
+    (tmp_path / "points" / "a-1").mkdir(parents=True)
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"holds a sweep: give a point's folder.*points/a-1$"):
+        gptjax.load(tmp_path)
+    with pytest.raises(BadInput, match="mesh is 3; give a MeshConfig"):
+        gptjax.load(tmp_path, mesh=3)

@@ -89,6 +89,28 @@ def margins(values: Sequence[float], share: float = 0.06) -> tuple[float, float]
     return float(np.exp(low - pad)), float(np.exp(high + pad))
 
 
+def extent(chart: Chart, axis: Literal["x", "y"]) -> tuple[float, float] | None:
+    """The ends of a chart's axis: those asked for, else what holds all that is drawn at first.
+
+    None where nothing is drawn, or nothing positive on a logarithmic axis.
+    """
+    asked, log = getattr(chart, f"{axis}_range"), getattr(chart, f"log_{axis}")
+    if asked is not None:
+        return float(asked[0]), float(asked[1])
+    parts = ("x", "x_low", "x_high") if axis == "x" else ("y", "low", "high")
+    every = [getattr(s, part) for s in chart.series if not s.hidden for part in parts]
+    every = [np.asarray(v, dtype=float) for v in every if v is not None]
+    values = np.concatenate(every) if every else np.zeros(0)
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    if not len(values):
+        return None
+    if log:
+        return margins(values)
+    low, high = float(values.min()), float(values.max())
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - pad, high + pad
+
+
 def short_power(value: float) -> str:
     """3e11 for 3.0e+11."""
     digits, _, power = f"{value:.2e}".partition("e")

@@ -12,18 +12,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gptjax.errors import BadInput, did_you_mean
-from gptjax.scaling.joint import INDEX, JointPower
+from gptjax.scaling.joint import JointPower, fit_joint, joint_table
 from gptjax.scaling.laws.checks import check_level, check_resamples, check_runs, check_seed
-from gptjax.scaling.laws.fit import Fit, fit_law
-from gptjax.scaling.laws.intervals import Interval, Refits
-from gptjax.scaling.laws.isoflop import SAME_BUDGET, same_budgets
+from gptjax.scaling.laws.fit import Fit
+from gptjax.scaling.laws.intervals import Interval
+from gptjax.scaling.laws.isoflop import SAME_BUDGET
 from gptjax.scaling.laws.optimum import Cost
+from gptjax.scaling.resampling import fewest, resample, too_few
 from gptjax.scaling.table import Runs
 
 RESOURCES = ("flops", "parameters", "seconds", "bytes", "tokens")
 LEVELS = 9  # losses at which gains are told
 SHAPES_VARY = 0.25  # of log D about a power of N: enough to tell N's part from D's
 LOST = 0.2  # more resamples without a gain than this: no interval
+NO_WIDTH = 1e-6  # an interval relatively narrower than this is rounding, not knowledge
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +119,22 @@ def compare_runs(
         law = "chinchilla" if all(shapes_vary(runs) for runs in tables.values()) else "power"
     known, remarks = resources_of(tables, law)
     groups = [("parameters", "tokens")] if law == "chinchilla" else [(name,) for name in known]
+    if law == "power":
+        still = {name: constant(tables, name) for name in known}
+        groups = [(name,) for name in known if not still[name]]
+        remarks += [
+            f"no gain in {name}: it is the same in every run of {', '.join(which)}"
+            for name, which in still.items()
+            if which
+        ]
+        if not groups:
+            raise BadInput(f"there is nothing to compare: {'; '.join(remarks)}")
     fits, gains, lines = {}, [], {}
     for variables in groups:
         floors = [corpora[label] for label in labels]
         fit = fit_joint(joint_table(tables), labels, variables, floors, exponents)
-        raws = resample(fit, list(tables.values()), resamples, seed)
+        few = too_few(fit, tables)
+        raws = None if few else resample(fit, list(tables.values()), resamples, seed)
         name = "joint" if law == "chinchilla" else variables[0]
         fits[name] = fit
         axes = [Axes(fit, k, runs, known) for k, runs in enumerate(tables.values())]
@@ -155,22 +168,6 @@ def compare_runs(
     )
 
 
-def fit_joint(
-    runs: Runs, labels: list[str], variables: tuple[str, ...], floors: list[str], exponents: str
-) -> Fit:
-    """The joint law with these exponents, or for "auto" with those of the lower corrected AIC."""
-    kinds = ("shared", "own") if exponents == "auto" else (exponents,)
-    fits = [fit_law(runs, JointPower(labels, variables, floors, kind)) for kind in kinds]
-    return min(fits, key=corrected_aic)
-
-
-def corrected_aic(fit: Fit) -> float:
-    """AIC with the correction for few runs; infinite where there are too few to tell."""
-    free = len(fit.raw) + 1  # the scale of the residuals is estimated too
-    left = len(fit.runs) - free - 1
-    return fit.aic + 2 * free * (free + 1) / left if left > 0 else np.inf
-
-
 def check(tables, reference, law: str, exponents: str, level, resamples, seed) -> None:
     """BadInput for what cannot be compared."""
     if not isinstance(tables, Mapping):
@@ -179,6 +176,8 @@ def check(tables, reference, law: str, exponents: str, level, resamples, seed) -
         raise BadInput(f"a comparison needs two sweeps or more; there are {len(tables)}")
     for runs in tables.values():
         check_runs(runs)
+    if reference is not None and not isinstance(reference, str):
+        raise BadInput(f"reference is {reference!r:.80}; give one label of {', '.join(tables)}")
     if reference is not None and reference not in tables:
         near = did_you_mean(reference, tables)
         raise BadInput(f"reference is {reference!r}, not one of {', '.join(tables)}{near}")
@@ -244,52 +243,10 @@ def _told(runs: Runs, name: str) -> bool:
     return values.dtype.kind == "f" and bool((np.isfinite(values) & (values > 0)).all())
 
 
-def joint_table(tables: Mapping[str, Runs]) -> Runs:
-    """All runs in one table with the column `architecture`."""
-    numbered = [
-        runs.with_columns(**{INDEX: np.full(len(runs), float(k))})
-        for k, runs in enumerate(tables.values())
-    ]
-    return Runs.concatenate(numbered)
-
-
-def resample(fit: Fit, tables: list[Runs], resamples: int, seed: int) -> np.ndarray:
-    """[resamples, P]: refits to runs drawn with replacement within each budget of each sweep.
-
-    Budgets were planned and did not turn out: a draw that lacks one would tell of another design.
-    Residuals about a fit are smaller than the noise by the parameters that followed it; draws are
-    widened about the estimate for that.
-    """
-    random = np.random.default_rng(seed)
-    refit = Refits(fit)
-    strata = [_strata(runs) for runs in tables]
-    needed = [min(len(runs), 2 * len(fit.law.of) + 1) for runs in tables]
-    raws = []
-    for _ in range(resamples):
-        drawn = [_draw(groups, least, random) for groups, least in zip(strata, needed, strict=True)]
-        raws.append(refit(np.concatenate(drawn)))
-    runs = len(fit.runs)
-    widen = np.sqrt(runs / max(runs - refit.free, 1))
-    return fit.raw + (np.array(raws) - fit.raw) * widen
-
-
-def _strata(runs: Runs) -> list[np.ndarray]:
-    """Rows by budget where each of several has three runs or more, else all of them together."""
-    budget = same_budgets(runs.flops, SAME_BUDGET)
-    groups = [np.flatnonzero(budget == one) for one in np.unique(budget)]
-    if len(groups) > 1 and min(len(group) for group in groups) >= 3:
-        return groups
-    return [np.arange(len(runs))]
-
-
-def _draw(groups: list[np.ndarray], least: int, random: np.random.Generator) -> np.ndarray:
-    """How often each run is drawn; at least `least` different ones."""
-    size = sum(len(group) for group in groups)
-    while True:
-        rows = np.concatenate([random.choice(group, len(group)) for group in groups])
-        counts = np.bincount(rows, minlength=size)
-        if np.count_nonzero(counts) >= least:
-            return counts.astype(float)
+def constant(tables: Mapping[str, Runs], name: str) -> list[str]:
+    """The labels whose runs do not differ in a resource: budgets are met to a few percent."""
+    spans = {label: np.ptp(np.log(runs.column(name))) for label, runs in tables.items()}
+    return [label for label, span in spans.items() if span < SAME_BUDGET]
 
 
 class Axes:
@@ -352,6 +309,11 @@ def _gains(label, reference, mine: Axes, other: Axes, fit: Fit, raws, variables,
     (top, bottom), (their_top, their_bottom) = mine.reached(fit.raw), other.reached(fit.raw)
     high, low = min(top, their_top), max(bottom, their_bottom)
     names = mine.names(variables)
+    flat = [own for own, end in ((label, top), (reference, their_top)) if not np.isfinite(end)]
+    if flat:
+        what = variables[0] if len(variables) == 1 else "parameters and tokens"
+        why = f"no gain: the fitted loss of {' and '.join(flat)} does not fall with {what}"
+        return [_none(label, reference, name, why) for name in names]
     if not high > low:
         why = (
             f"no overlap: {label} went from a loss of {top:.4g} to {bottom:.4g}, {reference} from "
@@ -360,18 +322,27 @@ def _gains(label, reference, mine: Axes, other: Axes, fit: Fit, raws, variables,
         return [_none(label, reference, name, why) for name in names]
     losses = np.geomspace(high, low, LEVELS)
     spent, theirs = mine.at_loss(fit.raw, losses), other.at_loss(fit.raw, losses)
-    drawn, against = mine.at_loss(raws, losses), other.at_loss(raws, losses)
-    found = []
+    if raws is not None:
+        drawn, against = mine.at_loss(raws, losses), other.at_loss(raws, losses)
+    found, middle = [], LEVELS // 2
     for name in names:
         estimate = theirs[name] / spent[name]
-        samples = against[name] / drawn[name]
-        lost = np.mean(~np.isfinite(samples), axis=0)
         ends = np.full((2, LEVELS), np.nan)
-        sound = lost <= LOST
-        shares = [0.5 - level / 2, 0.5 + level / 2]
-        ends[:, sound] = np.nanquantile(samples[:, sound], shares, axis=0)
-        middle = LEVELS // 2
-        why = "" if sound[middle] else f"{100 * lost[middle]:.0f}% of the resamples have no gain"
+        if raws is None:
+            why = f"too few runs to resample, {fewest(fit) + 1} or more of each sweep are needed"
+        else:
+            with np.errstate(all="ignore"):
+                samples = against[name] / drawn[name]
+            lost = np.mean(~np.isfinite(samples), axis=0)
+            known = lost <= LOST
+            shares = [0.5 - level / 2, 0.5 + level / 2]
+            ends[:, known] = np.nanquantile(samples[:, known], shares, axis=0)
+            flat = known & (ends[1] - ends[0] <= NO_WIDTH * estimate)
+            ends[:, flat] = np.nan
+            why = (
+                "" if known[middle] else f"{100 * lost[middle]:.0f}% of the resamples have no gain"
+            )
+            why = "all resamples give one gain, its interval has no width" if flat[middle] else why
         at = Interval(float(estimate[middle]), *map(float, ends[:, middle]), level)
         found.append(Gain(label, reference, name, losses, estimate, *ends, at, why))
     return found

@@ -5,9 +5,14 @@ arXiv 2203.15556), or any single column. Text has one entropy whatever reads it,
 share the floor; fitted apart, each would get a floor of its own and gains would hang on it.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from gptjax.errors import BadInput
+from gptjax.scaling.laws.fit import Fit, fit_law
 from gptjax.scaling.laws.law import Law, Parameter, log_sum
+from gptjax.scaling.table import Runs
 
 INDEX = "architecture"  # the column that tells a run's architecture, 0 to K - 1
 
@@ -79,8 +84,59 @@ class JointPower(Law):
 
     def of_label(self, raw: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(E, A [V], alpha [V]) of one architecture; `raw` may have leading axes."""
-        return (
-            np.exp(raw[..., self.floor_of[k]]),
-            np.exp(raw[..., self.coefficient[k]]),
-            raw[..., self.exponent[k]],
-        )
+        with np.errstate(over="ignore"):
+            E, A = np.exp(raw[..., self.floor_of[k]]), np.exp(raw[..., self.coefficient[k]])
+        return E, A, raw[..., self.exponent[k]]
+
+
+def fit_joint(
+    runs: Runs, labels: list[str], variables: tuple[str, ...], floors: list[str], exponents: str
+) -> Fit:
+    """The joint law with these exponents, or for "auto" with those of the lower corrected AIC."""
+    kinds = ("shared", "own") if exponents == "auto" else (exponents,)
+    fits = []
+    for kind in kinds:
+        law = JointPower(labels, variables, floors, kind)
+        try:
+            check_enough(runs, law)
+        except BadInput:
+            if fits:  # too few for own exponents: the shared ones stand
+                break
+            raise
+        fits.append(fit_law(runs, law))
+    return min(fits, key=corrected_aic)
+
+
+def check_enough(runs: Runs, law: JointPower) -> None:
+    """BadInput, with each sweep's number of runs, when they are too few for the joint law."""
+    table = np.stack([runs.column(name) for name in law.variables], axis=1)
+    free, different = len(law.parameters), len(np.unique(table, axis=0))
+    if len(runs) > free and different >= free:
+        return
+    counts = [
+        len(np.unique(table[runs.columns[INDEX] == k], axis=0)) for k in range(len(law.labels))
+    ]
+    told = ", ".join(f"{label} has {n}" for label, n in zip(law.labels, counts, strict=True))
+    ways = ["finish more points"]
+    ways += ["give exponents='shared'"] * (law.exponents == "own")
+    ways += ["give law='power'"] * (len(law.of) == 2)
+    raise BadInput(
+        f"too few runs that differ in {' or '.join(law.of)} to compare: {told}, and the joint law "
+        f"with {law.exponents} exponents has {free} parameters; {', or '.join(ways)}"
+    )
+
+
+def corrected_aic(fit: Fit) -> float:
+    """AIC with the correction for few runs; infinite where there are too few to tell."""
+    free = len(fit.raw) + 1  # the scale of the residuals is estimated too
+    left = len(fit.runs) - free - 1
+    return fit.aic + 2 * free * (free + 1) / left if left > 0 else np.inf
+
+
+def joint_table(tables: Mapping[str, Runs]) -> Runs:
+    """All runs in one table with the column `architecture`."""
+    numbered = [
+        runs.with_columns(**{INDEX: np.full(len(runs), float(k))})
+        for k, runs in enumerate(tables.values())
+    ]
+    return Runs.concatenate(numbered)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptjax.scaling.chart import GREY, INK, Chart, Series, Surface
+from gptjax.scaling.chart import GREY, INK, Chart, Series, Surface, extent
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -108,10 +108,10 @@ def draw_png(chart: Chart, out: Path) -> None:
         shown.add(label)
     axes.set_xscale("log" if chart.log_x else "linear")
     axes.set_yscale("log" if chart.log_y else "linear")
-    if chart.x_range is not None:
-        axes.set_xlim(*chart.x_range)
-    if chart.y_range is not None:
-        axes.set_ylim(*chart.y_range)
+    for axis, limit in (("x", axes.set_xlim), ("y", axes.set_ylim)):
+        ends = extent(chart, axis)
+        if ends is not None:
+            limit(*ends)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.set_title(chart.title, fontsize=11, loc="left")

@@ -191,7 +191,10 @@ class Runs:
         cells = {h: [row[i] for row in rows] for i, h in enumerate(header)}
         mapping = _mapped(path, cells, columns or {})
         if "loss" not in mapping:
-            raise BadInput(f"{path} has no column for loss: map one, as in L={header[-1]}")
+            raise BadInput(
+                f"{path} has no column for loss, only {', '.join(header)}: map one, as "
+                f"--columns L={header[-1]}, or {{'L': {header[-1]!r}}} in Python"
+            )
         known = {f: _parse(path, f, cells[mapping[f]]) for f in FIELDS if f in mapping}
         extra = {n: cells[h] for n, h in mapping.items() if n not in (*FIELDS, "names")}
         taken = {h for n, h in mapping.items() if n in (*FIELDS, "names")}

@@ -122,12 +122,15 @@ def analyse(
 ) -> Findings:
     """Fit what an analysis asks for; `fields` are the columns in which runs were set apart.
 
-    Never raises for runs that cannot carry a law: `why` and `remarks` say so.
+    Never raises for runs that cannot carry a law: `why` and `remarks` say so. Where no law is
+    asked for nothing is fitted and every run is kept.
     """
     remarks: list[str] = []
     finite = runs.finite()
     if len(finite) < len(runs):
         remarks.append(f"{len(runs) - len(finite)} finished runs have no finite loss")
+    if not analysis.laws:
+        return _unfitted(analysis, finite, tuple(remarks))
     runs, said = tuned(finite, fields)
     remarks += said
     fitted, held_out, said = split(runs, analysis.holdout)
@@ -157,6 +160,22 @@ def analyse(
         optima=optima,
         why=why,
         remarks=tuple(remarks),
+    )
+
+
+def _unfitted(analysis: Analysis, runs: Runs, remarks: tuple[str, ...]) -> Findings:
+    return Findings(
+        analysis=analysis,
+        runs=runs,
+        fitted=runs,
+        held_out=runs.select(np.zeros(len(runs), bool)),
+        laws=(),
+        isoflop=None,
+        envelope=None,
+        scores=(),
+        optima=(),
+        why=dict.fromkeys(("isoflop", "envelope", "scores"), "no law was asked for"),
+        remarks=remarks,
     )
 
 

@@ -1,11 +1,15 @@
 """What the command line does with a sweep: run, plan, status."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gptjax.errors import BadInput
 from gptjax.sweeps.sweep import Point, Sweep
 from gptjax.training.metrics import clock, short
+
+H100 = 989e12  # FLOP/s in bf16 without sparsity (NVIDIA's data sheet, SXM5)
+USED = 0.4  # of it in a usual training run
 
 
 def show_plan(
@@ -27,9 +31,11 @@ def show_plan(
     times = _Times(sweep, points, launcher, workers)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("point", overflow="fold")
-    columns = ("group", "parameters", "tokens", "tokens/param", "steps", "FLOPs", "time", "program")
+    columns = ("group", "parameters", "tokens", "tokens/param", "steps", "lr", "batch", "FLOPs",
+               "time", "program")  # fmt: skip
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
+    flops_of = _in_one_unit([point.flops for point in points])
     for point in points:
         e = point.experiment
         table.add_row(
@@ -39,7 +45,9 @@ def show_plan(
             short(e.tokens),
             f"{e.tokens / point.parameters:.3g}",
             str(e.steps),
-            short(point.flops),
+            f"{e.optim.lr:.3g}",
+            short(e.tokens_per_step),
+            flops_of(point.flops),
             times.of(point),
             point.program,
         )
@@ -51,7 +59,7 @@ def show_plan(
     programs = len({point.program for point in points})
     budget = f" of a budget of {short(sweep.budget)}" if sweep.budget else ""
     console.print(
-        f"{sweep.name}: {len(points)} points, {programs} compiled programs, "
+        f"{sweep.name}: {len(points)} points, {programs} compiled program{'s' * (programs > 1)}, "
         f"{short(flops, 'FLOP')}{budget}"
     )
     for line in times.lines():
@@ -106,7 +114,14 @@ class _Times:
         if self.why_not or unknown:
             why = self.why_not or "; ".join(sorted(set(unknown.values())))
             number = len(unknown) or len({p.program for p in self.points})
-            found.append(f"expected time: not measured for {number} programs ({why})")
+            found.append(
+                f"expected time: not measured for {number} program{'s' * (number > 1)} ({why})"
+            )
+        if self.why_not:
+            days = sum(point.flops for point in self.points) / (H100 * USED) / 86400
+            found.append(
+                f"{_three_digits(days)} H100-days at {100 * USED:.0f}% of {H100 / 1e12:.0f} TFLOP/s (bf16)"
+            )
         if self.schedule is not None:
             found += [
                 f"expected wall time: {clock(self.schedule.wall)} with "
@@ -117,12 +132,23 @@ class _Times:
         return found
 
     def _source(self) -> str:
-        from gptjax.sweeps.timing import KEPT_HOURS, age, store_of
+        from gptjax.sweeps.timing import KEPT_HOURS, age
 
         return (
-            f"measured {_ago(age(self.costs))} on {self.place.label}; measured anew after "
-            f"{KEPT_HOURS:g} hours, or without {store_of(self.points[0].experiment)}"
+            f"the times were measured {_ago(age(self.costs))} on {self.place.label}, and are kept "
+            f"for {KEPT_HOURS:g} hours; --remeasure measures them again"
         )
+
+
+def _in_one_unit(values: list[float]) -> Callable[[float], str]:
+    """How the FLOPs of a column are written: all with the unit of the middle one."""
+    middle = sorted(values)[len(values) // 2] if values else 0.0
+    power = min(max(math.floor(math.log10(middle)) // 3 if middle > 0 else 0, 0), 8)
+    return lambda value: f"{_three_digits(value / 1000**power)}{' kMGTPEZY'[power].strip()}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _workers(count: int) -> str:
@@ -152,7 +178,7 @@ def _show_wish(sweep: Sweep, command, path: Path) -> None:
 
     wish = wish_of(command)
     where = {"launcher": command.launcher or "local", "workers": command.workers}
-    plan = plan_sweep(sweep, wish, path, **where)
+    plan = plan_sweep(sweep, wish, path, **where, only=command.only)
     first = None
     if plan.tuning is not None:
         print(
@@ -167,29 +193,60 @@ def _show_wish(sweep: Sweep, command, path: Path) -> None:
         print(f"expected wall time in all: {clock(first + second - REPORT_SECONDS)}")
 
 
-def run_command(sweep: Sweep, command) -> int:
-    """Do what the command line asks of a sweep; the exit code."""
-    from gptjax.sweeps.design import default_folder, read_plan, run_planned
+def _before_main(sweep: Sweep, path: Path) -> bool:
+    """Show where a planned sweep stands whose own points are not begun; False for any other."""
     from gptjax.sweeps.folder import SweepFolder
-    from gptjax.sweeps.report import write_report
-    from gptjax.sweeps.runner import exit_code, run_sweep
+    from gptjax.sweeps.planned import read_plan
     from gptjax.sweeps.status import show_status
 
+    saved = None if (path / "sweep.json").exists() else read_plan(path)
+    if saved is None:
+        return False
+    if saved["sweep"] != sweep.name:
+        raise BadInput(f"{path} was planned for {saved['sweep']}, not {sweep.name}")
+    if (path / "tuning" / "sweep.json").exists():
+        folder = SweepFolder.open(path / "tuning")
+        show_status(folder, folder.select(()))
+    budgets = ", ".join(f"{budget:.2g}" for budget in saved["budgets"])
+    done = "tuned" if (path / "tuned.json").exists() else "not tuned yet"
+    first = f"learning rates and batches are {done}; then follow" if saved["tuning"] else "planned:"
+    print(
+        f"{path} ({saved['options']}): {first} the runs of {sweep.name} in groups of {budgets} "
+        "FLOPs, none of which is begun"
+    )
+    return True
+
+
+def run_command(sweep: Sweep, command) -> int:
+    """Do what the command line asks of a sweep; the exit code."""
+    from gptjax.sweeps.design import run_planned
+    from gptjax.sweeps.folder import SweepFolder
+    from gptjax.sweeps.planned import default_folder, read_plan
+    from gptjax.sweeps.runner import exit_code, run_sweep
+    from gptjax.sweeps.status import show_status
+    from gptjax.sweeps.timing import forget
+
     wish = wish_of(command)
+    if command.fork and wish.any:
+        raise BadInput("--fork goes on in a sweep's folder, and a plan wants one of its own")
     path = Path(command.workdir or default_folder(sweep, wish))
+    if command.remeasure:
+        forget(sweep.base)
     if command.dry_run and wish.any:
         _show_wish(sweep, command, path)
         return 0
     if command.dry_run:
         show_plan(sweep, command.only, command.launcher or "local", command.workers)
         return 0
+    if command.status and _before_main(sweep, path):
+        return 0
     if command.status:
         folder = SweepFolder.open(path)
         if folder.name != sweep.name:
             raise BadInput(f"{path} holds the sweep {folder.name}, not {sweep.name}")
-        planned = read_plan(path) is not None
-        if not planned and list(folder.points) != [point.name for point in sweep.points]:
-            print(f"{path} was started with other settings than {sweep.name} has now")
+        differs = "" if read_plan(path) is not None else folder.differs_from(sweep)
+        if differs:
+            print(f"{differs}; its own points follow")
         show_status(folder, folder.select(command.only))
         return 0
     if sweep.plan_only and not command.only:
@@ -213,15 +270,14 @@ def run_command(sweep: Sweep, command) -> int:
         asked = {"minutes": wish.minutes, "budget": wish.budget, "tune": wish.tune}
         result = run_planned(sweep, path, **asked, **options)
     else:
-        result = run_sweep(sweep, path, **options)
+        result = run_sweep(sweep, path, **options, fork=command.fork, report=False)
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")
     waiting = [name for name, state in result.states.items() if not state.finished]
     if waiting:
         print(f"{len(waiting)} points are with other workers; the same command looks again")
-    report = write_report(result.folder)
-    for line in report.summary:
+    for line in result.report.summary:
         print(line)
-    print(f"report: {report.path}")
+    print(f"report: {result.report.path}")
     return exit_code(result)

@@ -21,11 +21,12 @@ import numpy as np
 from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
 from gptjax.scaling.chart import GREY, PALETTE, Chart, Series, margins
 from gptjax.scaling.compare import Comparison, Gain, compare_runs
+from gptjax.scaling.laws import doubts, interval_text
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.analysis import tuned
 from gptjax.sweeps.curves import read_curves
 from gptjax.sweeps.figures import run_points
-from gptjax.sweeps.findings import bounded, interval_json, plain
+from gptjax.sweeps.findings import interval_json, plain
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.page import Cell, bullets, figure, number, page, table, write_figures
 from gptjax.training.workdir import storage_errors, write_json, write_whole
@@ -39,22 +40,26 @@ AXES = {
 }
 
 
-def compare(sweeps: Mapping[str, Runs | SweepFolder], **options) -> Comparison:
+def compare(sweeps: Mapping[str, Runs | SweepFolder | str | Path], **options) -> Comparison:
     """Compare sweeps by label, the first one being the reference; `options` as of `compare_runs`.
 
-    A folder gives its finished points, the best setting of each shape and length, with seconds,
-    bytes and corpus; a remark tells those that wait. BadInput when there is too little to compare.
+    A path is that of a sweep's folder, or of a table of runs (.csv, .csv.gz). A folder gives its
+    finished points, the best setting of each shape and length, with seconds, bytes and corpus; a
+    remark tells those that wait. BadInput when there is too little to compare.
     """
     if not isinstance(sweeps, Mapping):
         raise BadInput(f"sweeps is a {type(sweeps).__name__}; give a dict from label to sweep")
     tables, corpora, waiting = {}, {}, []
     for label, sweep in sweeps.items():
+        if isinstance(sweep, str | Path):
+            table = str(sweep).endswith((".csv", ".csv.gz"))
+            sweep = Runs.read_csv(sweep) if table else SweepFolder.open(sweep)
         if isinstance(sweep, SweepFolder):
             tables[label] = folder_runs(sweep)
             corpora[label] = corpus_of(sweep, label)
             waiting += unfinished(sweep, label)
         elif not isinstance(sweep, Runs):
-            raise BadInput(f"{label} is {sweep!r:.80}; give a SweepFolder, or Runs")
+            raise BadInput(f"{label} is {sweep!r:.80}; give Runs, or a sweep's folder")
         else:
             tables[label] = sweep
             names = {str(name) for name in sweep.columns.get("corpus", ())}
@@ -125,8 +130,10 @@ def write_comparison(comparison: Comparison, out: str | Path) -> Path:
 
 
 def summary(comparison: Comparison) -> list[str]:
-    """A sentence for each pair and resource."""
-    return [sentence(gain) for gain in comparison.gains]
+    """A sentence for each pair and resource, and the remarks that put all of them in doubt."""
+    wrong = {name: doubts(fit) for name, fit in comparison.fits.items()}
+    said = [f"Not a result yet, {name} fit: {why}." for name, why in wrong.items() if why]
+    return [*said, *(sentence(gain) for gain in comparison.gains)]
 
 
 def sentence(gain: Gain) -> str:
@@ -134,8 +141,8 @@ def sentence(gain: Gain) -> str:
     if gain.at is None:
         return f"{gain.label} against {gain.reference}, {gain.resource}: {gain.verdict}."
     return (
-        f"{gain.label} against {gain.reference}, {gain.resource}: gain {bounded(gain.at, '.3g')} "
-        f"at a loss of {gain.loss:.4g}: {gain.verdict}."
+        f"{gain.label} against {gain.reference}, {gain.resource}: gain "
+        f"{interval_text(gain.at, '.3g')} at a loss of {gain.loss:.4g}: {gain.verdict}."
     )
 
 
@@ -214,7 +221,7 @@ def comparison_body(comparison: Comparison, drawn: tuple[Chart, ...]) -> str:
             row += ["", "", ""]
         else:
             row += [
-                Cell(bounded(gain.at, ".3g"), gain.at.estimate),
+                Cell(interval_text(gain.at, ".3g"), gain.at.estimate),
                 number(gain.loss, ".4g"),
                 f"{gain.losses[-1]:.4g} to {gain.losses[0]:.4g}",
             ]
@@ -350,8 +357,8 @@ def _main(arguments: list[str] | None) -> int:
     with storage_errors(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
     path = write_comparison(comparison, out)
-    waiting = [line for label, folder in folders.items() for line in unfinished(folder, label)]
-    print("\n".join([*summary(comparison), *waiting, str(path)]))
+    remarks = [f"! {remark}" for remark in comparison.remarks]
+    print("\n".join([*summary(comparison), *remarks, str(path)]))
     return EXIT_DONE
 
 

@@ -11,24 +11,36 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.errors import BadInput, DamagedData
+from gptjax.errors import BadInput
 from gptjax.scaling.checks import check_number
 from gptjax.scaling.flops import count_parameters
 from gptjax.scaling.planner import run_row
-from gptjax.scaling.rates import Tuned
+from gptjax.sweeps.folder import matching
 from gptjax.sweeps.grid import rows
 from gptjax.sweeps.measure import Cost
-from gptjax.sweeps.runner import SweepResult, run_sweep
-from gptjax.sweeps.schedule import REPORT_SECONDS, schedule
+from gptjax.sweeps.planned import (
+    Wish,
+    as_begun,
+    base_fields,
+    check_folder,
+    default_folder,
+    recovered,
+    with_budgets,
+    with_tuned,
+    write_plan,
+    write_tuned,
+)
+from gptjax.sweeps.runner import SweepResult, check_options, run_sweep
+from gptjax.sweeps.schedule import REPORT_SECONDS, RUNNER_SECONDS, schedule
 from gptjax.sweeps.sweep import Sweep
-from gptjax.sweeps.timing import find_place, measured
+from gptjax.sweeps.timing import Place, busy, find_place, measured
 from gptjax.sweeps.tuning import (
     Stage,
     Tuning,
@@ -39,68 +51,13 @@ from gptjax.sweeps.tuning import (
     tuning_sweep,
 )
 from gptjax.training.metrics import clock
-from gptjax.training.workdir import read_json, storage_errors, write_json
 
 LEAST_STEPS = 20  # of the shortest run
 LEAST_WARMUPS = 1.25  # of its length
 STEP = 1.02  # from one total to the next that is tried
 GAP = 10.0  # without a good total, below which none is looked for
+NEW_BUDGET = re.compile(r"C\d")  # of a point's name
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a sweep is planned anew for; all at nothing: it stays as it is registered."""
-
-    minutes: float = 0.0  # on this machine, from the first worker to the report
-    budget: float = 0.0  # FLOPs of all runs
-    tune: bool = False
-    tuning: Tuning = dataclasses.field(default_factory=Tuning)
-
-    @property
-    def any(self) -> bool:
-        return bool(self.minutes or self.budget or self.tune)
-
-    @property
-    def suffix(self) -> str:
-        """What a folder of such a plan is called after the sweep's name."""
-        parts = [f"-{self.minutes:g}min"] if self.minutes else []
-        parts += [f"-{self.budget:g}FLOP".replace("+", "")] if self.budget else []
-        return "".join(parts + ["-tuned"] * self.tune)
-
-    @property
-    def options(self) -> str:
-        """As it is typed."""
-        parts = [f"--minutes={self.minutes:g}"] if self.minutes else []
-        parts += [f"--budget={self.budget:g}"] if self.budget else []
-        return " ".join(parts + ["--tune"] * self.tune)
-
-    @property
-    def saved(self) -> dict:
-        """As it stands in a folder."""
-        tuning = dataclasses.asdict(self.tuning) if self.tune else None
-        return json.loads(json.dumps({"options": self.options, "tuning": tuning}))
-
-    def check(self, sweep: Sweep) -> None:
-        """BadInput for what this sweep cannot be planned for."""
-        if not self.any:
-            raise BadInput("give minutes, a budget in FLOPs, or tune, to plan a sweep anew")
-        for name in ("minutes", "budget"):
-            if getattr(self, name) != 0:
-                check_number(f"--{name}", getattr(self, name))
-        if self.minutes and self.budget:
-            raise BadInput("--minutes and --budget are two answers to one question; give one")
-        self.tuning.validate()
-        if sweep.design is None:
-            raise BadInput(
-                f"{self.options}: {sweep.name} has no design to plan anew, its rows are written "
-                "one by one; a sweep of an IsoFlops has one, such as sweep_cpu_10min"
-            )
-        if sweep.plan_only and (self.minutes or self.tune):
-            raise BadInput(
-                f"{self.options}: {sweep.name} is a plan, too large to be run; --budget=FLOPS "
-                "--dry-run shows it for another budget"
-            )
 
 
 @dataclass(frozen=True)
@@ -162,7 +119,8 @@ def every_shape(sweep: Sweep) -> Sweep:
     """A run of each shape of the ladder: all programs that any budget may need."""
     design, model = sweep.design, sweep.base.model
     each = [
-        run_row(model, shape, 20.0 * count_parameters(shape).total, design.length, design.rates)
+        {"name": f"L{shape.num_layers}_d{shape.d_model}"}
+        | run_row(model, shape, 20.0 * count_parameters(shape).total, design.length, design.rates)
         for shape in design.ladder(model)
     ]
     return dataclasses.replace(sweep, grid=rows(*each), design=None, budget=0.0)
@@ -194,10 +152,7 @@ def for_minutes(
         why = "; ".join(sorted({cost for cost in costs.values() if isinstance(cost, str)}))
         raise BadInput(f"--minutes cannot be planned for {sweep.name} on this machine: {why}")
     if fewest > 60 * minutes:
-        raise BadInput(
-            f"--minutes={minutes:g} is too short for {sweep.name}: its smallest plan takes "
-            f"{_up(fewest / 60)} on this machine"
-        )
+        raise _too_short(sweep, minutes, fewest, costs)
     highest = wall(choices[-1])
     if highest <= 60 * minutes:
         raise BadInput(
@@ -213,54 +168,31 @@ def for_minutes(
     return sweep.planned(design=sweep.design.scaled(total))
 
 
-def _up(minutes: float) -> str:
-    return f"{math.ceil(10 * minutes) / 10:g}"
-
-
-# ---------------------------------------------------------------- what stands in a folder
-
-
-def read_plan(path: Path) -> dict | None:
-    """What a folder was planned for; None where it was not; DamagedData for anything else."""
-    return _read(path / "plan.json", {"sweep", "options", "tuning", "budgets", "ratio"})
-
-
-def _read(file: Path, keys: set[str]) -> dict | None:
-    if not file.exists():
-        return None
-    tree = read_json(file)
-    if not isinstance(tree, dict) or not keys <= tree.keys():
-        raise DamagedData(f"{file} is damaged: remove it, and its part is planned anew")
-    return tree
-
-
-def _check_folder(sweep: Sweep, path: Path, wish: Wish) -> dict | None:
-    if (path / "experiment.json").exists():
-        raise BadInput(f"{path} holds a single run, not a sweep; give another --workdir")
-    saved = read_plan(path)
-    if saved is None:
-        if (path / "sweep.json").exists():
-            raise BadInput(
-                f"{path} holds a sweep that was not planned with {wish.options}; give another "
-                "--workdir"
-            )
-        return None
-    if {"sweep": sweep.name, **wish.saved} != {k: saved[k] for k in ("sweep", *wish.saved)}:
-        raise BadInput(
-            f"{path} was planned for {saved['sweep']} with {saved['options']}: the same goes on; "
-            "for another plan give another --workdir"
-        )
-    return saved
-
-
-def _with_tuned(sweep: Sweep, path: Path) -> Sweep | None:
-    tree = _read(path / "tuned.json", {"found", "budgets"})
-    if tree is None:
-        return None
-    design = dataclasses.replace(
-        sweep.design, rates=Tuned.from_json(tree["found"]), budgets=tuple(tree["budgets"])
+def _too_short(sweep: Sweep, minutes: float, seconds: float, costs: Mapping = {}) -> BadInput:
+    up = math.ceil(seconds / 6) / 10
+    why = f" ({busy(costs)})" if busy(costs) else ""
+    anew = "; --remeasure measures its speed anew" if costs else ""
+    return BadInput(
+        f"--minutes={minutes:g} is too short for {sweep.name}: its smallest plan takes {up:g} "
+        f"minutes or more on this machine{why}{anew}"
     )
-    return sweep.planned(design=design)
+
+
+def _check_hope(sweep: Sweep, minutes: float, place: Place) -> Callable[[Mapping], None]:
+    """What refuses minutes that are hopeless, before a program is measured and after each."""
+    points = sweep.planned(design=sweep.design.scaled(totals(sweep)[0])).points
+    flops = sum(point.flops for point in points) / (2 if sweep.share_trunks else 1)
+    least = flops / place.fastest + RUNNER_SECONDS + REPORT_SECONDS
+    if least > 60 * minutes:
+        raise _too_short(sweep, minutes, least)
+
+    def check(costs: Mapping[str, Cost | str]) -> None:
+        some = [point for point in points if isinstance(costs.get(point.program), Cost)]
+        found = schedule(some, costs, place.workers, sweep.share_trunks)
+        if found is not None and found.wall > 1.2 * 60 * minutes:
+            raise _too_short(sweep, minutes, found.wall, costs)
+
+    return check
 
 
 # ---------------------------------------------------------------- planning and running
@@ -273,6 +205,7 @@ def plan_sweep(
     *,
     launcher: str = "local",
     workers: int = 0,
+    only: tuple[str, ...] = (),
     say: Say = print,
 ) -> Plan:
     """The plan that `wish` asks for, or the one that stands in the folder; nothing is written.
@@ -280,14 +213,14 @@ def plan_sweep(
     Minutes want the time of every program; those not known yet are measured now. BadInput when
     the sweep cannot be planned so, or the folder was planned otherwise.
     """
+    only = check_options(sweep, launcher, workers, only)
     wish.check(sweep)
-    saved = _check_folder(sweep, path, wish) if path is not None else None
+    saved = check_folder(sweep, path, wish) if path is not None else None
     if saved is not None:
-        budgets = tuple(saved["budgets"])
-        sweep = sweep.planned(design=dataclasses.replace(sweep.design, budgets=budgets))
+        sweep = with_budgets(sweep, tuple(saved["budgets"]))
         if not wish.tune:
             return Plan(sweep, fresh=False)
-        tuned = _with_tuned(sweep, path)
+        tuned = with_tuned(sweep, path)
         if tuned is not None:
             return Plan(tuned, fresh=False)
         stage = look(sweep, wish.tuning, saved["ratio"], path / "tuning")
@@ -301,6 +234,12 @@ def plan_sweep(
         ratio = tokens_per_parameter(planned, cells, wish.tuning)
         return tuning_sweep(planned, cells, ratio), ratio
 
+    begun = recovered(sweep, path, wish) if path is not None else None
+    if begun is not None:
+        say(f"{path / 'plan.json'} is missing: the budgets are those of sweep.json")
+        again = with_budgets(sweep, begun.design.budgets)
+        return Plan(again, *tuning_of(again))
+    _check_only(sweep, only)
     if wish.budget:
         share = 1 + wish.tuning.share if wish.tune else 1.0
         sweep = for_budget(sweep, wish.budget / share)
@@ -308,7 +247,7 @@ def plan_sweep(
         place = find_place(launcher, workers, len(sweep.points))
         tried = tuning_of(sweep)[0]
         points = (*every_shape(sweep).points, *(tried.points if tried else ()))
-        costs = measured(points, place, say)
+        costs = measured(points, place, say, _check_hope(sweep, wish.minutes, place))
 
         def before(total: float) -> float:
             tried = tuning_of(sweep.planned(design=sweep.design.scaled(total)))[0]
@@ -318,6 +257,16 @@ def plan_sweep(
         sweep = for_minutes(sweep, wish.minutes, costs, place.workers, before)
     tuning, ratio = tuning_of(sweep)
     return Plan(sweep, tuning, ratio)
+
+
+def _check_only(sweep: Sweep, only: tuple[str, ...]) -> None:
+    """BadInput for patterns that choose no point of any plan; before anything is measured."""
+    points = {point.name: point for point in (*sweep.points, *every_shape(sweep).points)}
+    changing = ("steps", "lr", "batch_size")  # from plan to plan
+    for pattern in only:
+        field = pattern.partition("=")[0].rsplit(".", 1)[-1]
+        if field not in changing and not NEW_BUDGET.match(pattern):
+            matching(sweep.name, points, (pattern,))
 
 
 def run_planned(
@@ -340,31 +289,35 @@ def run_planned(
     to a folder of runs/ that is named after the plan; a folder goes on with the plan it has.
     Otherwise as `runner.run_sweep`.
     """
-    wish = Wish(minutes, budget, tune, tuning or Tuning())
+    only = check_options(sweep, launcher, workers, only)
+    wish = Wish(minutes, budget, tune, Tuning() if tuning is None else tuning)
+    wish.check(sweep)
+    if path is not None and not isinstance(path, str | Path):
+        raise BadInput(f"the sweep's folder is {path!r}; give a path, such as 'runs/rates'")
     path = Path(path or default_folder(sweep, wish))
     options = {"launcher": launcher, "workers": workers}
-    plan = plan_sweep(sweep, wish, path, **options, say=say)
+    plan = plan_sweep(sweep, wish, path, **options, only=only, say=say)
     if plan.fresh:
-        with storage_errors(f"use {path}"):
-            path.mkdir(parents=True, exist_ok=True)
-        saved = {"budgets": list(plan.sweep.design.budgets), "ratio": plan.ratio}
-        write_json(path / "plan.json", {"sweep": sweep.name, **wish.saved, **saved})
-    run = functools.partial(run_sweep, **options, retry_failed=retry_failed)
+        if not tune:
+            matching(sweep.name, {point.name: point for point in plan.sweep.points}, only)
+        write_plan(path, plan.sweep, wish, plan.ratio)
+        plan = plan_sweep(sweep, wish, path, **options, say=say)  # another's, if it was first
+    run = functools.partial(run_sweep, **options, retry_failed=retry_failed, report=False)
     if plan.tuning is None:
         return run(plan.sweep, path, only=only)
     begun = time.monotonic()
     stage = run_tuning(plan.sweep, wish.tuning, plan.ratio, path / "tuning", run, say)
-    tuned = _after_tuning(plan.sweep, wish, stage, begun, options, say)
-    found = {"found": tuned.design.rates.to_json(), "budgets": list(tuned.design.budgets)}
-    write_json(path / "tuned.json", {**found, "rounds": stage.rounds})
-    return run(_with_tuned(plan.sweep, path), path, only=only)
+    tuned = plan.sweep.planned(design=dataclasses.replace(plan.sweep.design, rates=stage.tuned))
+    again = as_begun(tuned, path)  # a lost tuned.json changes no budgets
+    tuned = again or _after_tuning(tuned, wish, stage, begun, options, say)
+    write_tuned(path, tuned, base_fields(plan.sweep), stage.rounds)
+    return run(with_tuned(plan.sweep, path), path, only=only)
 
 
 def _after_tuning(
-    sweep: Sweep, wish: Wish, stage: Stage, begun: float, options: dict, say: Say
+    tuned: Sweep, wish: Wish, stage: Stage, begun: float, options: dict, say: Say
 ) -> Sweep:
-    """The sweep with its tuned rates, on the budgets that the rest of the minutes pays for."""
-    tuned = sweep.planned(design=dataclasses.replace(sweep.design, rates=stage.tuned))
+    """The sweep with its tuned rates on the budgets that the rest of the minutes pays for."""
     for best in stage.tuned.found:
         say(
             f"tuned: width {best.width}: lr {best.lr:g}, {best.batch_tokens} tokens in a batch, "
@@ -372,7 +325,7 @@ def _after_tuning(
         )
     if not wish.minutes:
         return tuned
-    place = find_place(options["launcher"], options["workers"], len(sweep.points))
+    place = find_place(options["launcher"], options["workers"], len(tuned.points))
     costs = measured((*every_shape(tuned).points, *stage.sweep.points), place, say)
     known = schedule(stage.sweep.points, costs, place.workers)
     seconds = time.monotonic() - begun
@@ -384,8 +337,3 @@ def _after_tuning(
     except BadInput:
         say(f"{clock(seconds)} of tuning leave less than the smallest plan takes, which is run")
         return tuned.planned(design=tuned.design.scaled(totals(tuned)[0]))
-
-
-def default_folder(sweep: Sweep, wish: Wish) -> Path:
-    """Where a sweep is run when no folder is given."""
-    return Path("runs") / f"{sweep.name}{wish.suffix}"

@@ -31,23 +31,13 @@ def summary(findings: Findings, unit: str) -> list[str]:
         f"{runs.flops[best]:.3g} FLOPs."
     ]
     main = findings.main
-    if not findings.laws:
+    if not findings.laws and findings.analysis.compare:
+        pass  # the comparison is what was asked for
+    elif not findings.laws:
         lines.append("No law was asked for.")
-    elif main is None:
-        lines.append("No law is fitted: " + "; ".join(f"{law.why}" for law in findings.laws) + ".")
     else:
-        known = main.intervals()
-        values = (
-            f"{name} = {bounded(known.get(name, Interval(value, math.nan, math.nan)))}"
-            for name, value in main.fit.parameters.items()
-        )
-        lines.append(
-            f"{main.name}, {main.fit.law.formula}, fitted to {len(main.fit.runs)} runs: "
-            f"{', '.join(values)} (95% intervals by bootstrap)."
-            if known
-            else f"{main.name}, {main.fit.law.formula}, fitted to {len(main.fit.runs)} runs: "
-            f"{', '.join(values)} ({main.why or 'no intervals asked for'})."
-        )
+        ordered = sorted(findings.laws, key=lambda law: law is not main)
+        lines += [headline(law) for law in ordered]
     for best in findings.optima:
         if main is not None and best.by == main.name and best.flops > runs.flops.max() * 1.01:
             lines.append(
@@ -65,11 +55,41 @@ def summary(findings: Findings, unit: str) -> list[str]:
             f"{100 * score.at_best:+.2f}%; mean error over the {len(findings.held_out)} held-out "
             f"runs {100 * score.mean_absolute:.2f}%{against}."
         )
-    flagged = sum(len(law.fit.flags) for law in findings.laws if law.fit is not None)
-    if flagged:
-        what = "1 warning about the fits stands" if flagged == 1 else f"{flagged} warnings stand"
-        lines.append(f"{what} with the laws below.")
+    for law in findings.laws:
+        flags = law.fit.flags if law.fit is not None else ()
+        lines += [f"Warning, {law.name}: {flag}." for flag in flags]
     return lines
+
+
+def headline(law: LawResult) -> str:
+    """One law with its parameters and, in the same line, what it should not be trusted in."""
+    if law.fit is None:
+        return f"{law.name} is not fitted: {law.why}."
+    known = law.intervals()
+    values = (
+        f"{name} = {bounded(known.get(name, Interval(value, math.nan, math.nan)))}"
+        for name, value in law.fit.parameters.items()
+    )
+    source = "95% intervals by bootstrap" if known else law.why or "no intervals asked for"
+    found = doubts(law)
+    return (
+        f"{law.name}, {law.fit.law.formula}, fitted to {len(law.fit.runs)} runs: "
+        f"{', '.join(values)} ({source})" + (f"; beware: {'; '.join(found)}." if found else ".")
+    )
+
+
+def doubts(law: LawResult) -> list[str]:
+    """The kinds of a law's flags, and the parameters of which an interval has no end."""
+    kinds = [flag.partition(":")[0] for flag in law.fit.flags]
+    every = [*law.intervals().items(), *law.profiles.items()]
+    unbounded = [name for name, interval in every if is_open(interval)]
+    said = f"interval of {', '.join(dict.fromkeys(unbounded))} open"
+    return list(dict.fromkeys(kinds)) + ([said] if unbounded else [])
+
+
+def is_open(interval: Interval) -> bool:
+    """Whether an end of a known interval is at infinity."""
+    return math.isinf(interval.low) or math.isinf(interval.high)
 
 
 def size(interval: Interval) -> str:

@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.errors import BadInput, DamagedData, check_types, did_you_mean
-from gptjax.experiment import Experiment
+from gptjax.experiment import MAY_DIFFER, Experiment, flatten
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.ledger import Ledger
 from gptjax.sweeps.sweep import Analysis, Point, Sweep
 from gptjax.sweeps.trunks import find_branches, ready
 from gptjax.training.workdir import read_json, storage_errors, write_json
+
+SHOWN = 6  # fields that a refusal names
 
 OPTIONS = {"attempts": int, "together": int, "share_trunks": bool}
 POINT = re.compile(r"(?!\.{1,2}$)[\w.+=-]+")  # a point's name is that of its folder
@@ -50,8 +52,12 @@ class SweepFolder:
         self.ledger = Ledger(self.path, list(self.points))
 
     @staticmethod
-    def create(sweep: Sweep, path: str | Path) -> "SweepFolder":
-        """The folder of a sweep, new or as it stands; points that changed are other points."""
+    def create(sweep: Sweep, path: str | Path, fork: bool = False) -> "SweepFolder":
+        """The folder of a sweep, new or as it stands, to which points may be added.
+
+        BadInput when the sweep no longer has points that were begun in the folder; with `fork`
+        it goes on with those that it has, and the others' folders stay.
+        """
         path = _place(path)
         if _holds_file(path, "experiment.json"):
             raise BadInput(f"{path} holds a single run, not a sweep; give another --workdir")
@@ -91,6 +97,14 @@ class SweepFolder:
         rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
         theirs = [str(row.get("name")) for row in rows if POINT.fullmatch(str(row.get("name")))]
         if {*theirs} != {*folder.points}:
+            lost = [name for name in theirs if name not in folder.points]
+            begun = [name for name in lost if folder.ledger.state(name).starts]
+            if begun and not fork:
+                raise BadInput(
+                    f"{path} holds {len(begun)} points that {sweep.name} no longer has"
+                    f"{_in_words(changed_fields(rows, tree['points']))}: give another --workdir, "
+                    "or --fork to go on with the new points and leave the old ones in points/"
+                )
             alive = [name for name in theirs if Ledger(path, theirs).running(name)]
             if alive:
                 raise BadInput(
@@ -113,6 +127,15 @@ class SweepFolder:
         names = [row["name"] for row in _sweep_json(self.path)["points"]]
         if names != list(self.points):
             raise BadInput(f"{self.path} was started with other points meanwhile; start it again")
+
+    def differs_from(self, sweep: Sweep) -> str:
+        """What sets the folder's points apart from a sweep's, in words; "" when they are alike."""
+        if {*self.points} == {point.name for point in sweep.points}:
+            return ""
+        mine = [{"experiment": point.experiment.to_json()} for point in self.points.values()]
+        theirs = [{"experiment": point.experiment.to_json()} for point in sweep.points]
+        changes = _in_words(changed_fields(mine, theirs))
+        return f"{self.path} was started with other points than {sweep.name} has now{changes}"
 
     def analysis(self) -> Analysis:
         """What the sweep asked to be fitted."""
@@ -175,6 +198,35 @@ class SweepFolder:
     def select(self, patterns: tuple[str, ...]) -> list[str]:
         """The points that the patterns of --only choose; all, when there is none."""
         return matching(self.name, self.points, patterns)
+
+
+def changed_fields(old: list[dict], new: list[dict]) -> list[str]:
+    """`train.steps: 60 -> 30` for each field of which two sweep.json's points hold other values."""
+    before, now = _values(old), _values(new)
+    found = []
+    for field in sorted(before.keys() | now.keys()):
+        mine, theirs = before.get(field, ()), now.get(field, ())
+        gone = ", ".join(value for value in mine if value not in theirs)
+        come = ", ".join(value for value in theirs if value not in mine)
+        if gone or come:
+            found.append(f"{field}: {gone or '(the same)'} -> {come or '(fewer)'}")
+    return found
+
+
+def _values(points: list[dict]) -> dict[str, tuple[str, ...]]:
+    """The values of every field over points, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for point in points:
+        tree = point.get("experiment")
+        for field, value in flatten(tree).items() if isinstance(tree, dict) else ():
+            if field != "name" and not field.startswith(MAY_DIFFER):
+                found.setdefault(field, {})[str(value)] = None
+    return {field: tuple(values) for field, values in found.items()}
+
+
+def _in_words(changes: list[str]) -> str:
+    more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    return f" ({'; '.join(changes[:SHOWN])}{more})" if changes else ""
 
 
 def matching(sweep: str, points: Mapping[str, Point], patterns: tuple[str, ...]) -> list[str]:

@@ -45,6 +45,7 @@ class Cost:
     evaluation: float
     save: float
     when: float  # measured, in seconds since 1970
+    cpu: float = 1.0  # CPU seconds per second meanwhile, where the CPU is the device
 
     def seconds(self, experiment: Experiment, since: int = 0) -> float:
         """A run's time from step `since` on, in a worker that has its program."""
@@ -95,6 +96,8 @@ def _steps_alone(experiment: Experiment) -> bool:
 
 
 def _cost(experiment: Experiment, start: float, compiled: list[float]) -> Cost | str:
+    import jax
+
     if _steps_alone(experiment):
         from gptjax.plan import measure
 
@@ -104,7 +107,10 @@ def _cost(experiment: Experiment, start: float, compiled: list[float]) -> Cost |
     fastest = min(b - a for a, b in _pairs(rows))
     count = round(SECONDS / max(fastest, 1e-3))
     count = min(max(count, STEPS[0]), STEPS[1])
+    wall, used = time.perf_counter(), time.process_time()
     seconds, rows = _run(experiment, count, compiled)
+    cpu = (time.process_time() - used) / (time.perf_counter() - wall)
+    cpu = cpu if jax.default_backend() == "cpu" else 1.0
     gaps = [b - a for a, b in _pairs(rows)]
     # A save in the middle slows the steps behind it; all others are those of a long run.
     half = count // 2
@@ -117,7 +123,7 @@ def _cost(experiment: Experiment, start: float, compiled: list[float]) -> Cost |
     evaluation = max(rows[-1]["seconds"] - rows[-2]["seconds"], 0.0)
     run = max(seconds - count * step - evaluation - 2 * save, 0.0)
     begin = max(first - FIRST_STEPS * step - evaluation - 2 * save - run, 0.0)
-    return Cost(start, begin, run, step, evaluation, save, time.time())
+    return Cost(start, begin, run, step, evaluation, save, time.time(), cpu)
 
 
 def _pairs(rows: list[dict]) -> list[tuple[float, float]]:

@@ -3,19 +3,19 @@
 import html
 import json
 import math
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from gptjax.scaling.chart import GREY, INK, Chart, Series, Surface
-from gptjax.scaling.plots import draw_png
+from gptjax.scaling.chart import GREY, INK, Chart, Series, Surface, extent
+from gptjax.scaling.plots import draw_png, tick_texts, tick_values
 from gptjax.training.workdir import storage_errors
 
 FONT = 'system-ui, -apple-system, "Segoe UI", "Liberation Sans", sans-serif'
-
-COUNTED = ("parameters", "training tokens", "bytes of training text")  # labels of such axes
+POWER = re.compile(r"\$(?:([\d.]+)\\cdot)?10\^\{(-?\d+)\}\$")  # a tick's text as matplotlib has it
 
 
 @dataclass(frozen=True)
@@ -166,30 +166,28 @@ def plotly_figure(chart: Chart):
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "white", "font": {"family": FONT, "size": 12}, "align": "left"},
         "legend": {"orientation": "h", "y": -0.2, "x": 0, "font": {"size": 12}},
-        "xaxis": {**axis, **_axis(chart.x_label, chart.log_x, chart.x_range)},
-        "yaxis": {**axis, **_axis(chart.y_label, chart.log_y, chart.y_range)},
+        "xaxis": {**axis, **_axis(chart.x_label, chart.log_x, extent(chart, "x"))},
+        "yaxis": {**axis, **_axis(chart.y_label, chart.log_y, extent(chart, "y"))},
     }
     return graph_objects.Figure(data=traces, layout=layout, skip_invalid=False)
 
 
-def _axis(label: str, log: bool, ends) -> dict:
+def _axis(label: str, log: bool, ends: tuple[float, float] | None) -> dict:
+    """An axis; a logarithmic one has the ticks of the PNG, since plotly leaves short ones bare."""
     axis = {"title": {"text": label}, "type": "log" if log else "linear"}
-    if ends is not None:
-        axis["range"] = [math.log10(v) if log else float(v) for v in ends]
-    if not log:
+    if ends is None:
         return axis
-    narrow = ends is not None and ends[1] < 30 * ends[0]
-    if ends is None or ends[1] < 3e3 * ends[0]:
-        axis["dtick"] = "D2"  # 1, 2 and 5 of each decade
-    if label.startswith("loss"):
-        axis["exponentformat"] = "none"
-    if narrow:
-        axis["exponentformat"] = "none"
-        axis["dtick"] = "D1" if ends[1] > 3 * ends[0] else None
-    if label in COUNTED:
-        axis["tickformat"] = "~s"  # 20k, 1.5M
-        axis["dtick"] = axis.get("dtick") and "D2"
+    axis["range"] = [math.log10(v) if log else v for v in ends]
+    if log:
+        values = tick_values(*ends)
+        texts = [POWER.sub(_html_power, text) for text in tick_texts(values)]
+        axis |= {"tickmode": "array", "tickvals": values, "ticktext": texts}
     return axis
+
+
+def _html_power(found: re.Match) -> str:
+    factor, power = found.groups()
+    return f"{factor}·10<sup>{power}</sup>" if factor else f"10<sup>{power}</sup>"
 
 
 def _plain(values) -> list:

@@ -4,18 +4,22 @@ It holds nothing that is not in the folder. Killed at any moment, alone or with 
 started again by the same command; several runners may work on one folder.
 """
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptjax.errors import EXIT_DONE, EXIT_PREEMPTED, BadInput, did_you_mean
-from gptjax.sweeps.folder import SweepFolder
+from gptjax.experiment import Experiment
+from gptjax.sweeps.folder import SweepFolder, matching
 from gptjax.sweeps.launchers import make_launcher
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.status import SweepProgress
@@ -23,12 +27,17 @@ from gptjax.sweeps.sweep import Sweep
 from gptjax.sweeps.worker import GiveBack, work
 from gptjax.training.signals import LeaveAtOnce, Preempted
 
+if TYPE_CHECKING:
+    from gptjax.scaling.table import Runs
+    from gptjax.sweeps.report import Report
+
 LAUNCHERS = ("here", "local", "ray", "slurm")
+WORKERS = 4095  # at the most
 POLL_SECONDS = 0.5
 LINGER_SECONDS = 15.0  # a worker with nothing left ends by then; one in a queue may wait for days
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepResult:
     """A sweep's folder after a run over it, with the points that were asked for."""
 
@@ -39,6 +48,30 @@ class SweepResult:
     def failed(self) -> dict[str, str]:
         """What the points that failed say."""
         return {name: s.error for name, s in self.states.items() if s.status == "failed"}
+
+    @property
+    def runs(self) -> "Runs":
+        """The folder's finished points as a table."""
+        return self.folder.runs()
+
+    @property
+    def best(self) -> str:
+        """The finished point of the lowest loss; "" while there is none."""
+        runs = self.runs.finite()
+        return runs.names[int(runs.loss.argmin())] if len(runs) else ""
+
+    @functools.cached_property
+    def report(self) -> "Report":
+        """The report's path and summary; written when it is first asked for."""
+        from gptjax.sweeps.report import write_report
+
+        return write_report(self.folder)
+
+    def __repr__(self) -> str:
+        counts = Counter(state.status for state in self.states.values())
+        stand = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+        best = f", best {self.best}" if "done" in counts else ""
+        return f"<SweepResult of {self.folder.name} in {self.folder.path}: {stand}{best}>"
 
 
 def backend() -> str:
@@ -51,6 +84,26 @@ def backend() -> str:
     return done.stdout.strip()
 
 
+def check_options(sweep: object, launcher: object, workers: object, only: object) -> tuple:
+    """BadInput for a sweep or an option that cannot be; the patterns of `only` as a tuple."""
+    if isinstance(sweep, Experiment):
+        raise BadInput(f"{sweep.name} is a single run; use gptjax.fit")
+    if not isinstance(sweep, Sweep):
+        raise BadInput(f"a Sweep is run, such as gptjax.get(NAME) returns, not {sweep!r}")
+    sweep.validate()
+    only = (only,) if isinstance(only, str) else only
+    if not isinstance(only, tuple | list) or not all(isinstance(text, str) for text in only):
+        raise BadInput(f"only is {only!r}; give parts of points' names, such as ('lr=0.01',)")
+    if launcher not in LAUNCHERS:
+        near = did_you_mean(str(launcher), LAUNCHERS)
+        raise BadInput(f"--launcher={launcher} is not one of {', '.join(LAUNCHERS)}{near}")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 0 <= workers <= WORKERS:
+        raise BadInput(
+            f"workers is {workers!r}; give 1 to {WORKERS}, or 0 to let the device decide"
+        )
+    return tuple(only)
+
+
 def run_sweep(
     sweep: Sweep,
     path: str | Path | None = None,
@@ -59,26 +112,20 @@ def run_sweep(
     workers: int = 0,
     only: tuple[str, ...] = (),
     retry_failed: bool = False,
+    fork: bool = False,
+    report: bool = True,
 ) -> SweepResult:
     """Run what is not finished of a sweep, in `path` (default runs/NAME).
 
     `launcher` is here (in this process, as a notebook on a TPU must), local, ray or slurm;
     `workers` 0 lets the device decide. `only` are parts of points' names or `field=value`.
+    `fork` goes on in a folder that holds points which the sweep no longer has. `report` writes
+    the folder's report.html at the end.
     Raises BadInput, and `loop.Preempted` when a signal stopped it; the same call goes on.
     """
-    if not isinstance(sweep, Sweep):
-        raise BadInput(f"a Sweep is run, such as gptjax.get(NAME) returns, not {sweep!r}")
-    sweep.validate()
-    only = (only,) if isinstance(only, str) else only
-    if not isinstance(only, tuple | list) or not all(isinstance(text, str) for text in only):
-        raise BadInput(f"only is {only!r}; give parts of points' names, such as ('lr=0.01',)")
-    only = tuple(only)
-    if launcher not in LAUNCHERS:
-        near = did_you_mean(str(launcher), LAUNCHERS)
-        raise BadInput(f"--launcher={launcher} is not one of {', '.join(LAUNCHERS)}{near}")
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise BadInput(f"workers is {workers!r}; give 1 or more, or 0 to let the device decide")
-    folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name)
+    only = check_options(sweep, launcher, workers, only)
+    matching(sweep.name, {point.name: point for point in sweep.points}, only)
+    folder = SweepFolder.create(sweep, path or Path("runs") / sweep.name, fork)
     names = folder.select(only)
     for name in names:
         if retry_failed and folder.ledger.state(name).status == "failed":
@@ -88,7 +135,10 @@ def run_sweep(
             work(folder, names)
     else:
         _supervise(folder, names, launcher, workers, only)
-    return SweepResult(folder, {name: folder.ledger.state(name) for name in names})
+    result = SweepResult(folder, {name: folder.ledger.state(name) for name in names})
+    if report:
+        _ = result.report
+    return result
 
 
 def _unclaimed(folder: SweepFolder, names: list[str]) -> tuple[int, int]:

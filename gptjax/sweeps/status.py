@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 from gptjax.sweeps.folder import SweepFolder
+from gptjax.sweeps.sweep import FACTS
 from gptjax.training.metrics import clock, short
 
 TAIL_BYTES = 4096
+ENDING = 0.97  # of a point's FLOPs, at most, before it is finished: evaluation is still to come
 COUNTED = ("step", "loss", "flops", "seconds")
 
 
@@ -43,7 +45,7 @@ def share_done(folder: SweepFolder, names: list[str]) -> float:
             done += flops
         elif states[name].starts:
             row = newest_row(folder.workdir(name) / "metrics.jsonl")
-            done += min(row.get("flops", 0.0), flops)
+            done += min(row.get("flops", 0.0), ENDING * flops)
     return done / total if total else 1.0
 
 
@@ -85,7 +87,45 @@ def show_status(folder: SweepFolder, names: list[str]) -> None:
         console = Console(highlight=False, markup=False, width=140)
     console.print(table)
     parts = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
-    console.print(f"{folder.path}: {parts} · {100 * share_done(folder, names):.0f}% of the FLOPs")
+    share = f"{percent(share_done(folder, names))} of the FLOPs"
+    if len(names) < len(folder.points):
+        whole = share_done(folder, list(folder.points))
+        share += f" of these {len(names)}, {percent(whole)} of those of all {len(folder.points)}"
+    console.print(f"{folder.path}: {parts} · {share}")
+    fields = {field for name in names for field in folder.points[name].row} - {*FACTS}
+    if fields:
+        console.print(f"the grid sets {', '.join(sorted(fields))}")
+    console.print(times(folder, names, counts["running"]), end="")
+
+
+def percent(share: float) -> str:
+    """Whole percent; 100% only for what is finished."""
+    return f"{100 if share >= 1 else min(int(100 * share + 0.5), 99)}%"
+
+
+def times(folder: SweepFolder, names: list[str], workers: int) -> str:
+    """A line on the time since the first start and the time that is left; "" before a start."""
+    at = [row["time"] for row in folder.ledger.events() if row.get("point") in {*names}]
+    if not at:
+        return ""
+    since = clock((time.time() if workers else max(at)) - min(at))
+    states = folder.ledger.states()
+    seconds = flops = left = 0.0
+    for name in names:
+        state, whole = states[name], folder.points[name].flops
+        row = newest_row(folder.workdir(name) / "metrics.jsonl")
+        done = whole if state.finished else min(row.get("flops", 0.0), ENDING * whole)
+        if state.status != "failed" and state.starts:
+            flops += min(row.get("flops", 0.0), whole) or state.figures.get("flops", 0.0)
+            seconds += state.figures.get("seconds", row.get("seconds", 0.0))
+        left += whole - done
+    if not left:
+        return f"{since} from the first start to the last end\n"
+    if not (flops and seconds):
+        return f"{since} since the first start\n"
+    rest = clock(seconds / flops * left / max(workers, 1))
+    who = f"with {workers} running" if workers else "with one worker"
+    return f"{since} since the first start · about {rest} left {who}\n"
 
 
 class Pace:
@@ -136,12 +176,13 @@ class SweepProgress:
         if self.live is None and now < self.next_plain:
             return
         share, points, left = self.pace.look()
+        share = share if share >= 1 else min(share, 0.99)
         line = f"{points} · {workers} workers{left}"
         if self.live is not None:
             self.live.update(self.task, completed=share, line=line)
         else:
             self.next_plain = now + self.PLAIN_SECONDS
-            self.say(f"{100 * share:.0f}% · {line}")
+            self.say(f"{percent(share)} · {line}")
 
     def say(self, text: str) -> None:
         """A line of its own."""

@@ -2,8 +2,8 @@
 
 They are measured as a sweep's workers run: on a CPU in as many pinned processes at once as there
 will be workers, each with a part of the programs, elsewhere in one process. The figures are kept
-beside the prepared corpora for a day, so a second plan is free; what else the machine did while
-they were taken is in them.
+beside the prepared corpora for a day, so a second plan is free. Those of a machine that was busy
+with something else are used once and not kept.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,19 @@ from gptjax.experiment import Experiment
 from gptjax.scaling.flops import count_parameters
 from gptjax.sweeps.launchers import last_line
 from gptjax.sweeps.measure import Cost, measure_programs, short_run
+from gptjax.sweeps.planned import locked
 from gptjax.sweeps.sweep import Point, digest, identity
 from gptjax.training.config import program_config
+from gptjax.training.metrics import clock
 from gptjax.training.workdir import read_json, storage_errors, write_json
 
 KEPT_HOURS = 24.0
+BUSY = 0.6  # CPU seconds per second, below which others had a large part of the cores
+SAY_SECONDS = 20.0  # between two lines of progress
+POLL_SECONDS = 0.3
 
 Say = Callable[[str], None]
+Costs = Mapping[str, Cost | str]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,14 @@ class Place:
     @property
     def workers(self) -> int:
         return len(self.shares)
+
+    @property
+    def fastest(self) -> float:
+        """FLOP/s that no training here passes: 32 single-precision ones in a core's cycle at
+        6 GHz; beside a CPU the fastest pod of accelerators."""
+        if self.backend != "cpu":
+            return 1e17
+        return 2e11 * (sum(len(share) for share in self.shares) or os.cpu_count() or 1)
 
     @property
     def label(self) -> str:
@@ -109,30 +123,84 @@ def _processor() -> str:
 # ---------------------------------------------------------------- what is known
 
 
-def measured(points: Sequence[Point], place: Place, say: Say = print) -> dict[str, Cost | str]:
+def measured(
+    points: Sequence[Point],
+    place: Place,
+    say: Say = print,
+    check: Callable[[Costs], None] = lambda costs: None,
+) -> dict[str, Cost | str]:
     """For each program of the points what it costs, or why it was not measured.
 
-    What is not known yet, or is older than a day, is measured now.
+    What is not known yet, or is older than a day, is measured now, by one process at a time.
+    `check(costs)` is called with what is known after every program, and may raise BadInput.
     """
     programs = {point.program: point.experiment for point in points}
-    found: dict[str, Cost | str] = {}
-    for program, experiment in programs.items():
-        known = _known(experiment, place)
-        if known is not None:
-            found[program] = known
-    new = {program: e for program, e in programs.items() if program not in found}
-    if not new:
+    found = _all_known(programs, place)
+    if len(found) == len(programs):
         return found
+    store = store_of(next(iter(programs.values())))
+    with locked(store.with_suffix(".lock"), lambda: say("waiting for another that measures")):
+        found = _all_known(programs, place)
+        new = {program: e for program, e in programs.items() if program not in found}
+        if new:
+            _measure_new(new, place, found, say, check)
+    return found
+
+
+def _all_known(programs: dict[str, Experiment], place: Place) -> dict[str, Cost | str]:
+    each = {program: _known(experiment, place) for program, experiment in programs.items()}
+    return {program: cost for program, cost in each.items() if cost is not None}
+
+
+def _measure_new(
+    new: dict[str, Experiment], place: Place, found: dict[str, Cost | str], say: Say, check
+) -> None:
+    """Measure these, with lines of progress, into `found`."""
+    check(found)
     for config in {_one_corpus(e): e.data for e in new.values()}.values():
         data.prepare(config, report=say)
     say(f"measuring {len(new)} programs in {place.workers} processes, once a day")
-    begun = time.monotonic()
-    for program, outcome in _measure(new, place):
-        found[program] = outcome
-        if isinstance(outcome, Cost):
-            _keep(programs[program], place, outcome)
+    begun = said = time.monotonic()
+    done = 0
+    with contextlib.closing(_measure(new, place)) as outcomes:
+        for program, outcome in outcomes:
+            if outcome is not None:
+                done += 1
+                found[program] = outcome
+                if isinstance(outcome, Cost) and not busy({program: outcome}):
+                    _keep(new[program], place, outcome)
+                check(found)
+            now = time.monotonic()
+            if now - said > SAY_SECONDS and done < len(new):
+                said = now
+                say(_progress(done, len(new), now - begun))
     say(f"measured in {time.monotonic() - begun:.0f} s")
-    return found
+    if busy(found):
+        say(f"{busy(found)}: these times are not kept, and the plan they make may be too small")
+
+
+def _progress(done: int, count: int, seconds: float) -> str:
+    if not done:
+        return f"measuring: 0 of {count} programs after {clock(seconds)}"
+    left = clock(seconds / done * (count - done))
+    each = f"{seconds / done:.0f} s a program"
+    return f"measuring: {done} of {count} programs · {each} · {left} left"
+
+
+def busy(costs: Costs) -> str:
+    """That something else had the machine while these were measured; "" where nothing had."""
+    shares = [cost.cpu for cost in costs.values() if isinstance(cost, Cost)]
+    least = min(shares, default=1.0)
+    if least >= BUSY:
+        return ""
+    return f"the machine was busy with other work (a measurement got {100 * least:.0f}% of a core)"
+
+
+def forget(experiment: Experiment) -> None:
+    """All programs are measured anew from now on."""
+    store = store_of(experiment)
+    with locked(store.with_suffix(".lock")), storage_errors(f"remove {store}"):
+        store.unlink(missing_ok=True)
 
 
 def age(costs: dict[str, Cost | str]) -> float:
@@ -179,7 +247,10 @@ def _one_corpus(experiment: Experiment) -> str:
 # ---------------------------------------------------------------- measuring
 
 
-def _measure(programs: dict[str, Experiment], place: Place) -> Iterator[tuple[str, Cost | str]]:
+def _measure(
+    programs: dict[str, Experiment], place: Place
+) -> Iterator[tuple[str, Cost | str | None]]:
+    """Every program with its outcome, as it comes; None now and then while none does."""
     if place.here:
         yield from zip(programs, measure_programs(list(programs.values())), strict=True)
         return
@@ -198,13 +269,21 @@ def _measure(programs: dict[str, Experiment], place: Place) -> Iterator[tuple[st
                 if names:
                     tasks = [programs[name].to_json() for name in names]
                     children.append((names, *_child(Path(folder) / str(slot), tasks, share)))
-            for names, process, out, log in children:
-                code = process.wait()
-                rows = read_json(out) if out.exists() else []
-                for name, row in zip(names, rows, strict=False):
-                    yield name, row if isinstance(row, str) else Cost(**row)
-                for name in names[len(rows) :]:
-                    yield name, f"its process ended with code {code}: {last_line(log)}"
+            seen = [0] * len(children)
+            alive = [True] * len(children)
+            while any(alive):
+                for i, (names, process, out, log) in enumerate(children):
+                    code = process.poll() if alive[i] else None
+                    rows = read_json(out) if alive[i] and out.exists() else []
+                    for name, row in zip(names[seen[i] :], rows[seen[i] :], strict=False):
+                        seen[i] += 1
+                        yield name, row if isinstance(row, str) else Cost(**row)
+                    if code is not None:
+                        alive[i] = False
+                        for name in names[seen[i] :]:
+                            yield name, f"its process ended with code {code}: {last_line(log)}"
+                time.sleep(POLL_SECONDS)
+                yield "", None
         finally:
             for _, process, _, _ in children:
                 if process.poll() is None:

@@ -157,5 +157,31 @@ def test_too_little_to_compare():
         compare_runs({"a": isoflops()})
     with pytest.raises(BadInput, match="b has no finished run"):
         compare_runs({"a": ladder(), "b": Runs.of([])})
-    with pytest.raises(BadInput, match="needs at least"):
-        compare_runs({"a": ladder(count=2), "b": ladder(count=3)})
+    with pytest.raises(BadInput, match="a has 2, b has 2"):
+        compare_runs({"a": ladder(count=2), "b": ladder(seed=1, count=2)})
+
+
+def test_a_gain_without_an_interval_is_not_separable():
+    few = np.array([0, 4, 7, 10, 14])
+    tables = {"a": isoflops(seed=2).select(few), "b": isoflops(seed=3).select(few)}
+    gains = compare_runs(tables, resamples=20, law="chinchilla", exponents="shared").gains
+    assert all(gain.verdict.startswith("not separable: too few runs") for gain in gains)
+    gains = compare_runs({"a": isoflops(noise=0), "b": isoflops(noise=0)}, resamples=20).gains
+    assert all(gain.verdict.startswith("not separable") for gain in gains)
+
+
+def test_too_few_runs_for_own_exponents():
+    tables = {"a": ladder(count=3), "b": ladder(seed=1, count=3)}
+    found = compare_runs(tables, resamples=20)
+    assert found.fits["flops"].law.exponents == "shared"
+    with pytest.raises(BadInput, match=r"a has 3, b has 3.*exponents='shared'"):
+        small = {"a": ladder(count=3), "b": ladder(count=3)}
+        compare_runs(small, law="chinchilla", exponents="own")
+
+
+def test_one_budget_has_no_gain_in_flops():
+    tables = {"a": isoflops(budgets=BUDGETS[:1]), "b": isoflops(seed=1, budgets=BUDGETS[:1])}
+    found = compare_runs(tables, resamples=20, law="power")
+    assert "flops" not in found.fits
+    assert "no gain in flops: it is the same in every run of a, b" in found.remarks
+    assert not any("nan" in gain.verdict for gain in found.gains)

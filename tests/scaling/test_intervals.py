@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
-from gptjax.scaling.laws import bootstrap, fit_law, profile
+from gptjax.scaling.laws import Interval, bootstrap, fit_law, interval_text, profile
 from gptjax.scaling.table import Runs
 from tests.scaling.test_laws import TRUTH, drawn
 
@@ -115,3 +115,11 @@ def test_long_repetitions_tell_how_far_they_are(monkeypatch):
     assert list(progress.counted(8, "bootstrap of a", said.append)) == list(range(8))
     assert said[0] == "bootstrap of a: 12% · 1 of 8 · 28 s left" and len(said) == 3
     assert list(progress.counted(3, "quiet", None)) == [0, 1, 2]
+
+
+def test_ends_that_bound_nothing_are_open():
+    assert interval_text(Interval(2.0, 1.5, 2.5)) == "2 [1.5, 2.5]"
+    assert interval_text(Interval(2.0, 0.0, np.inf)) == "2 [open, open]"
+    assert interval_text(Interval(2.0, 1.0, 1.02e130)) == "2 [1, open]"
+    assert interval_text(Interval(-0.1, -0.3, 0.1)) == "-0.1 [-0.3, 0.1]"
+    assert interval_text(Interval(2.0, np.nan, np.nan)) == "2"

@@ -7,6 +7,7 @@ from gptjax.errors import BadInput
 from gptjax.scaling.laws import (
     LAWS,
     bootstrap,
+    doubts,
     envelope,
     fit_law,
     fit_two_step,
@@ -161,6 +162,19 @@ def test_what_is_flagged():
     kept = fit.without_outliers
     assert set(spoilt.names) - set(kept.runs.names) == {"run_0", "run_1"}
     assert kept.parameters["E"] == pytest.approx(1.69, abs=0.1)
+
+
+def test_a_gross_outlier_and_losses_that_do_not_vary_are_flagged():
+    runs = drawn("chinchilla", 0.01, rows=25)
+    shape = {"parameters": runs.parameters, "tokens": runs.tokens}
+    for wrong in (100 * runs.loss, np.full(25, 1e30)):
+        spoilt = Runs.of(np.where(np.arange(25) == 12, wrong, runs.loss), **shape)
+        fit = fit_law(spoilt, "chinchilla", starts=4)
+        assert any(f.startswith("gross outlier: run_12 has") and "R2" in f for f in fit.flags)
+    flat = fit_law(Runs.of(np.full(25, 3.0), **shape), "chinchilla", starts=2, diagnose=False)
+    assert "no variation" in doubts(flat) and repr(flat).count("\n") == 0
+    assert "! no variation: loss does not vary" in str(flat)
+    assert flat.flags[0].startswith("no variation: loss does not vary") and np.isnan(flat.r2)
 
 
 BAD = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax.scaling import memoriser
-from gptjax.scaling.laws import bootstrap, fit_law, get_law, isoflop
+from gptjax.scaling.laws import bootstrap, fit_law, formulas, get_law, isoflop
 from gptjax.scaling.laws.__main__ import main
 from gptjax.scaling.laws.fit import build_objective
 from gptjax.scaling.table import Runs
@@ -77,10 +77,12 @@ def test_command_line(tmp_path, capsys):
     out = tmp_path / "law.json"
     done = main([str(tmp_path / "runs.csv"), "--law=chinchilla", "--law=kaplan_c", "--starts=4",
                  "--columns", "N=parameters", "--bootstrap=30", "--holdout=4",
-                 "--optimum", "1e21", f"--json={out}"])  # fmt: skip
-    assert done == 0
+                 "--optimum", "1e21", f"--json={out}",
+                 f"--plot={tmp_path / 'fit.png'}"])  # fmt: skip
+    assert done == 0 and (tmp_path / "fit.png").stat().st_size > 10_000
     text = capsys.readouterr().out
     assert "L = E + A N^-alpha + B D^-beta" in text and "held out" in text
+    assert "laws side by side, 80 runs, huber_log" in text and "delta AIC" in text
     law = json.loads(out.read_text())
     assert [f["law"] for f in law["fits"]] == ["chinchilla", "kaplan_c"]
     assert law["fits"][0]["parameters"]["E"]["low"] > 0
@@ -104,6 +106,8 @@ def test_command_line(tmp_path, capsys):
         ([str(published.DATA / "data_constrained.csv"), "--columns", "N=a", "N=b"], "N twice"),
         ([str(published.DATA / "data_constrained.csv"), "--json=/no/where"], "is not there"),
         ([str(published.DATA)], "is a folder without a runs.csv"),
+        ([str(published.DATA / "data_constrained.csv"), "--holdout=0.5"], "give more than 1"),
+        ([str(published.DATA / "data_constrained.csv"), "--plot=a.pdf"], "ends in .png"),
         (["x" * 5000], "File name too long"),
         (["a\0b"], "null byte"),
     ],
@@ -112,6 +116,29 @@ def test_command_line_refuses_in_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_laws_are_listed_with_formulas(capsys):
+    assert main(["--list-laws"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed and formula in listed for name, formula in formulas().items())
+
+
+def test_headers_that_nothing_names_are_listed(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("P,T,ce\n1,2,3\n")
+    assert main([str(tmp_path / "a.csv")]) == 2
+    assert "only P, T, ce: map one, as --columns L=ce" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.csv"), "--columns", "L=ce"]) == 2
+    assert "if it is one of P, T, say so: --columns N=" in capsys.readouterr().err
+
+
+def test_approach_2_that_cannot_be_fitted_leaves_the_law_and_the_reason(tmp_path, capsys):
+    drawn("chinchilla", 0.01, rows=20).to_csv(tmp_path / "runs.csv")
+    out = tmp_path / "law.json"
+    assert main([str(tmp_path / "runs.csv"), "--isoflop", "--starts=2", f"--json={out}"]) == 2
+    law = json.loads(out.read_text())
+    assert law["fits"][0]["law"] == "chinchilla" and "2 budgets" in law["isoflop"]["why"]
+    assert "approach 2 is not fitted" in capsys.readouterr().err
 
 
 def test_points_of_a_sweep_that_are_not_done_are_left_out(tmp_path, capsys):

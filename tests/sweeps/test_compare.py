@@ -24,6 +24,8 @@ def test_folders_tell_their_resources(folders):
     assert abs(runs.columns["seconds"] * 2e10 / runs.flops - 1).max() < 1e-6
     found = compare({"gelu": folders[0], "swiglu": folders[1]}, resamples=40)
     assert found.corpora["gelu"] == "pycode"
+    by_path = {"gelu": str(folders[0].path), "swiglu": folders[1].path}
+    assert compare(by_path, resamples=40).gains[0].at == found.gains[0].at
     gains = {gain.resource: gain for gain in found.gains}
     assert set(gains) == {"flops", "parameters", "seconds", "bytes"}
     # FLOPs grow more slowly than N D at these sizes, so that the gain is a little below 2
@@ -36,6 +38,7 @@ def test_the_command_line_writes_a_page_and_data(folders, tmp_path, capsys):
     assert main([*paths, f"--out={out}", "--resamples=20"]) == 0
     said = capsys.readouterr().out
     assert "swiglu against GELU, flops: gain" in said and str(out / "compare.html") in said
+    assert "! joint: shared exponents have the lower corrected AIC" in said
     found = json.loads((out / "compare.json").read_text())
     assert found["reference"] == "GELU" and len(found["gains"]) == 4
     assert found["gains"][0]["verdict"].endswith("times less")
@@ -80,7 +83,7 @@ def test_a_sweep_that_waits_is_told_with_its_command(folders, tmp_path, capsys):
 def test_nonsense_is_one_line(folders):
     with pytest.raises(BadInput, match="sweeps is a list"):
         compare([folders[0]])
-    with pytest.raises(BadInput, match="b is 3; give a SweepFolder"):
+    with pytest.raises(BadInput, match="b is 3; give Runs, or a sweep"):
         compare({"a": folders[0], "b": 3})
 
 

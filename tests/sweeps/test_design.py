@@ -29,7 +29,7 @@ def cost_of(point, speed=5e10) -> Cost:
     return Cost(start=5.0, begin=3.0, run=1.0, step=step, evaluation=0.1, save=0.05, when=1.0)
 
 
-def measured(points, place, say=print):
+def measured(points, place, *_):
     return {point.program: cost_of(point) for point in points}
 
 
@@ -152,6 +152,25 @@ def test_a_folder_goes_on_with_the_plan_it_has(given_times, monkeypatch, tmp_pat
     assert (tmp_path / "runs" / "synthetic-5e13FLOP" / "plan.json").exists()
 
 
+def test_minutes_without_hope_are_refused_at_once(monkeypatch):
+    asked = []
+
+    def slow(points, place, say, check):
+        asked.append(len(points))
+        check({})
+        point = points[0]
+        check({point.program: dataclasses.replace(cost_of(point, speed=1e9), cpu=0.2)})
+
+    monkeypatch.setattr(design, "find_place", lambda *_: PLACE)
+    monkeypatch.setattr(design, "measured", slow)
+    with pytest.raises(BadInput, match=r"takes 0.3 minutes or more on this machine$"):
+        plan_sweep(sweep_of(), Wish(minutes=0.1))
+    assert not asked
+    with pytest.raises(BadInput, match=r"minutes or more on .* busy .* --remeasure measures"):
+        plan_sweep(sweep_of(), Wish(minutes=0.5))
+    assert asked and parse(["--remeasure"]).remeasure
+
+
 def test_tuned_rates_and_the_rest_of_the_minutes(given_times, monkeypatch, tmp_path):
     stages, ran = [], []
 
@@ -197,8 +216,11 @@ def test_a_plan_shows_what_is_expected(given_times, monkeypatch, capsys):
         "12 points branch off 7 others, which saves 15% of the FLOPs",
         "with 2 workers, from start to report",
         "one point at a time",
-        "measured anew after 24 hours",
+        "kept for 24 hours; --remeasure measures them again",
     ):
         assert words in shown
     show_plan(registry.get("plan_chinchilla"))
-    assert "not measured for 20 programs (a plan only)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not measured for 20 programs (a plan only)" in shown
+    assert "3,000E" in shown and "1e+03" not in shown
+    assert "H100-days at 40% of 989 TFLOP/s (bf16)" in shown

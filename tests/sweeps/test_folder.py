@@ -1,5 +1,6 @@
 """A sweep's folder: what it refuses, what damage it names, and where its points stand."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,7 +8,7 @@ import shutil
 
 import pytest
 
-from gptjax import Sweep, run_folder
+from gptjax import Analysis, Sweep, run_folder
 from gptjax.errors import BadInput, DamagedData, Trouble
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.grid import values
@@ -81,11 +82,30 @@ def test_points_do_not_change_under_a_worker(tmp_path):
     folder = SweepFolder.create(RATES, tmp_path)
     lease = folder.ledger.claim(RATES.points[0].name)
     with pytest.raises(BadInput, match="is being worked on with other points"):
-        SweepFolder.create(other, tmp_path)
+        SweepFolder.create(other, tmp_path, fork=True)
     folder.ledger.give_back(lease)
-    SweepFolder.create(other, tmp_path)
+    SweepFolder.create(other, tmp_path, fork=True)
     with pytest.raises(BadInput, match="started with other points meanwhile"):
         folder.check_unchanged()
+
+
+def test_a_changed_sweep_does_not_take_over_a_folder(tmp_path, capsys):
+    finished(tmp_path)
+    before = (tmp_path / "sweep.json").read_bytes()
+    base = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, steps=30))
+    changed = dataclasses.replace(RATES, base=base)
+    words = r"holds 4 points that rates no longer has \(train.steps: 3 -> 30\).*--fork"
+    with pytest.raises(BadInput, match=words):
+        SweepFolder.create(changed, tmp_path)
+    assert (tmp_path / "sweep.json").read_bytes() == before
+    assert "(train.steps: 3 -> 30)" in SweepFolder.open(tmp_path).differs_from(changed)
+    more = dataclasses.replace(
+        RATES, grid=values("optim.lr", 1e-3, 1e-2) * values("train.seed", 0, 1, 2)
+    )
+    grown = SweepFolder.create(more, tmp_path)
+    assert sum(state.finished for state in grown.ledger.states().values()) == 4
+    SweepFolder.create(changed, tmp_path, fork=True)
+    assert grown.workdir(RATES.points[0].name).is_dir()
 
 
 def test_a_single_run_does_not_go_into_a_sweep(tmp_path):
@@ -110,7 +130,7 @@ def test_patterns_choose_by_name_and_by_number(tmp_path):
     [
         ({"launcher": "slurn"}, "did you mean 'slurm'"),
         ({"launcher": 3}, "--launcher=3 is not one of here, local, ray, slurm"),
-        ({"workers": -1}, "workers is -1; give 1 or more"),
+        ({"workers": -1}, "workers is -1; give 1 "),
         ({"workers": True}, "workers is True"),
         ({"only": 3}, "only is 3; give parts of points' names"),
         ({"path": 3}, "the sweep's folder is 3"),
@@ -199,3 +219,14 @@ def test_a_damaged_trunk_is_left_alone(tmp_path):
     assert not begin_from_trunk(tmp_path / "trunk", 7, tmp_path / "run", BASE, said.append)
     assert "damaged" in said[-1] and not (tmp_path / "run").exists()
     assert not begin_from_trunk(tmp_path / "gone", 7, tmp_path / "run", BASE, said.append)
+
+
+def test_in_python_a_sweep_writes_its_report_too(tmp_path):
+    quick = dataclasses.replace(RATES, analysis=Analysis(laws=()))
+    finished(tmp_path, quick)
+    result = run_sweep(quick, tmp_path)
+    assert result.report.path == tmp_path / "report.html" and result.report.path.exists()
+    assert len(result.runs) == 4 and result.best in result.folder.points
+    assert repr(result) == f"<SweepResult of rates in {tmp_path}: 4 done, best {result.best}>"
+    with pytest.raises(BadInput, match=r"synthetic is a single run; use gptjax\.fit"):
+        run_sweep(BASE, tmp_path)

@@ -1,5 +1,6 @@
 """The report of a sweep: what it says, with few points too, and that it is the same every time."""
 
+import dataclasses
 import json
 import re
 
@@ -174,3 +175,19 @@ def test_what_is_shared_with_a_trunk_is_counted_once(tmp_path):
     folder.branches = {point: Branch(trunk, row["step"]), other: Branch(trunk, row["step"])}
     # the other one was trained from its beginning, as when its trunk had failed
     assert shared_with_trunks(folder, list(folder.points)) == (row["flops"], row["seconds"])
+
+
+def test_warnings_and_laws_that_are_absent_stand_in_the_summary(tmp_path):
+    sweep = isoflop_sweep(budgets=(4e11, 1.6e12), laws=("chinchilla", "kaplan_c"), bootstrap=0)
+    folder = fake(tmp_path / "runs", sweep, noise=0.3)
+    for point, corpus in zip(sweep.points[:2], ("pycode", "shakespeare"), strict=True):
+        data = dataclasses.replace(point.experiment.data, corpus=corpus)
+        changed = dataclasses.replace(point.experiment, data=data)
+        folder.points[point.name] = dataclasses.replace(point, experiment=changed)
+    said = write_report(folder).summary
+    law = next(line for line in said if line.startswith("chinchilla, L = "))
+    warnings = [line for line in said if line.startswith("Warning, chinchilla: ")]
+    assert warnings and all(line.split(": ")[1] in law.split("beware: ")[1] for line in warnings)
+    assert any(line.startswith("kaplan_c is not fitted: ") for line in said)
+    words = "points have different corpora (pycode, shakespeare): their losses do not compare"
+    assert said[-1] == words or words in said

@@ -129,28 +129,28 @@ def test_troubles_of_the_machine_cost_no_attempt(tmp_path, outcomes, error):
     for _ in range(3):  # more often than there are attempts
         outcomes.append(error)
         with pytest.raises(type(error)):
-            run_sweep(SEEDS, tmp_path, launcher="here")
+            run_sweep(SEEDS, tmp_path, launcher="here", report=False)
     for state in states_of(tmp_path):
         assert state.status == "waiting" and state.failures == state.deaths == 0
-    result = run_sweep(SEEDS, tmp_path, launcher="here")  # the same process may go on
+    result = run_sweep(SEEDS, tmp_path, launcher="here", report=False)  # the same process may go on
     assert all(state.status == "done" for state in result.states.values())
     assert "sample" not in next(iter(result.states.values())).figures
 
 
 def test_bad_input_fails_a_point_at_once_and_others_go_on(tmp_path, outcomes):
     outcomes.append(BadInput("data.files matches no file"))
-    run_sweep(SEEDS, tmp_path, launcher="here")
+    run_sweep(SEEDS, tmp_path, launcher="here", report=False)
     assert [(state.status, state.starts) for state in states_of(tmp_path)] == [
         ("failed", 1), ("done", 1)
     ]  # fmt: skip
-    run_sweep(SEEDS, tmp_path, launcher="here", retry_failed=True)
+    run_sweep(SEEDS, tmp_path, launcher="here", retry_failed=True, report=False)
     assert [state.status for state in states_of(tmp_path)] == ["done", "done"]
 
 
 def test_members_of_a_population_that_fails_are_tried_alone(tmp_path, outcomes):
     outcomes += [RuntimeError("out of memory"), RuntimeError("again"), None]
     pair = Sweep("seeds", BASE, SEEDS.grid, attempts=1, together=2)
-    run_sweep(pair, tmp_path, launcher="here")
+    run_sweep(pair, tmp_path, launcher="here", report=False)
     first, second = states_of(tmp_path)
     assert (first.status, first.error) == ("failed", "RuntimeError: again")
     assert second.status == "done" and first.starts == second.starts == 1

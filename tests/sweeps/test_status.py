@@ -54,3 +54,19 @@ def test_without_a_terminal_a_line_says_percent_and_time_left(half_done, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "0% · 0/6 points · 2 workers" and len(lines) == 2
     assert re.fullmatch(r"67% · 3/6 points · 2 workers · 00:\d\d left", lines[1])
+
+
+def test_a_hundred_percent_are_for_what_is_finished(half_done, capsys, monkeypatch):
+    folder, finish, _ = half_done
+    monkeypatch.setattr(status.time, "time", lambda: 1e12)
+    names = list(folder.points)
+    for name in names[:3]:  # all steps are done, the evaluation is not
+        folder.ledger.give_back(folder.ledger.claim(name))
+    finish()
+    status.show_status(folder, names)
+    said = capsys.readouterr().out
+    assert "· 99% of the FLOPs\n" in said and ", model.d_model, " in said
+    assert "since the first start" in said
+    assert status.percent(0.9999) == "99%" and status.percent(1.0) == "100%"
+    status.show_status(folder, names[3:])
+    assert "100% of the FLOPs of these 3, 99% of those of all 6" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import time
 
 import pytest
@@ -67,6 +68,45 @@ def test_runs_that_cannot_be_made_say_why(tiny):
     damaged = changed(tiny, data={"files": ("/nowhere/*.txt",)})
     why = list(measure_programs([large, wide, damaged]))
     assert "too large for this CPU" in why[0] and "16 devices" in why[1] and "nowhere" in why[2]
+
+
+def test_progress_and_a_busy_machine(sweep, monkeypatch):
+    monkeypatch.setattr(data, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(timing, "SAY_SECONDS", -1.0)
+
+    def measure(programs, place):
+        for i, program in enumerate(programs):
+            yield "", None
+            yield program, Cost(5.0, 3.0, 1.0, 0.1, 0.1, 0.1, time.time(), cpu=0.3 + 0.6 * i)
+
+    monkeypatch.setattr(timing, "_measure", measure)
+    said, checked = [], []
+    found = measured(sweep.points, PLACE, said.append, lambda costs: checked.append(len(costs)))
+    assert checked == [0, 1, 2] and "0 of 2 programs after" in said[1]
+    assert "1 of 2 programs · 0 s a program · 00:00 left" in said[2]
+    assert "busy with other work (a measurement got 30% of a core): these times" in said[-1]
+    assert len(json.loads(store_of(sweep.base).read_text())) == 1
+    assert timing.busy(found) and not timing.busy({"a": "unknown"})
+    timing.forget(sweep.base)
+    assert not store_of(sweep.base).exists()
+
+
+def test_who_comes_second_reads_what_the_first_measured(sweep, asked):
+    said, threads, real = [], [], timing._measure
+
+    def measure(programs, place):
+        again = lambda: said.append(measured(sweep.points, PLACE, said.append))
+        threads.append(threading.Thread(target=again))
+        threads[0].start()
+        while not said:
+            time.sleep(0.01)
+        yield from real(programs, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "_measure", measure)
+        first = measured(sweep.points, PLACE)
+        threads[0].join()
+    assert said == ["waiting for another that measures", first] and len(asked) == 1
 
 
 def test_places():

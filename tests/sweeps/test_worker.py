@@ -35,7 +35,7 @@ def trunks(base, tmp_path_factory):
     """A finished sweep of one shape on three lengths, the longest of them the trunk."""
     sweep = Sweep("trunks", base, values("train.steps", 11, 23, 17), share_trunks=True)
     path = tmp_path_factory.mktemp("sweeps") / "trunks"
-    return sweep, run_sweep(sweep, path, launcher="here")
+    return sweep, run_sweep(sweep, path, launcher="here", report=False)
 
 
 def test_branches_are_found_where_the_cooldown_begins(base):
@@ -84,7 +84,7 @@ def test_status_and_plan_name_every_point(trunks, capsys):
 def test_a_finished_sweep_is_left_alone(trunks):
     sweep, result = trunks
     before = result.folder.ledger.events()
-    again = run_sweep(sweep, result.folder.path, launcher="here")
+    again = run_sweep(sweep, result.folder.path, launcher="here", report=False)
     assert again.folder.ledger.events() == before
 
 
@@ -104,7 +104,7 @@ def test_failures_are_tried_again_and_divergence_is_a_result(base, tmp_path, mon
         return fit(experiment, *arguments, **options)
 
     monkeypatch.setattr(runs, "fit", sometimes)
-    result = run_sweep(sweep, tmp_path / "mixed", launcher="here")
+    result = run_sweep(sweep, tmp_path / "mixed", launcher="here", report=False)
     by_label = {name.split("-")[0]: state for name, state in result.states.items()}
     assert sorted(tried) == ["breaks", "breaks", "diverges", "works"]
     assert by_label["breaks"].status == "failed"
@@ -118,7 +118,7 @@ def test_points_of_one_program_train_as_a_population(base, tmp_path, monkeypatch
     monkeypatch.setattr(population, "choose_mode", lambda *_: Mode("map", 2))
     grid = rows({"optim.lr": 1e-3}, {"optim.lr": 3e-3}, {"model.d_ff": 24})
     sweep = Sweep("together", base, grid, together=2)
-    result = run_sweep(sweep, tmp_path / "together", launcher="here")
+    result = run_sweep(sweep, tmp_path / "together", launcher="here", report=False)
     assert [state.status for state in result.states.values()] == ["done"] * 3
     one, other, odd = (result.states[point.name].figures for point in sweep.points)
     assert one["validation_loss"] != other["validation_loss"] and odd["steps"] == 11
@@ -137,7 +137,7 @@ from gptjax.sweeps.runner import run_sweep
 from gptjax import Sweep, population, runs
 import json
 base = Experiment.from_json(json.loads(sys.argv[1]))
-run_sweep(Sweep("two", base, values("train.seed", 0, 1, 2)), sys.argv[2], workers=2)
+run_sweep(Sweep("two", base, values("train.seed", 0, 1, 2)), sys.argv[2], workers=2, report=False)
 """
     arguments = [json.dumps(base.to_json()), str(tmp_path / "two")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -152,7 +152,7 @@ run_sweep(Sweep("two", base, values("train.seed", 0, 1, 2)), sys.argv[2], worker
 def test_bad_sweeps_and_patterns_are_refused(base, trunks, tmp_path):
     sweep, result = trunks
     with pytest.raises(BadInput, match="names no point of trunks"):
-        run_sweep(sweep, result.folder.path, only=("seed-9",), launcher="here")
+        run_sweep(sweep, result.folder.path, only=("seed-9",), launcher="here", report=False)
     with pytest.raises(BadInput, match="holds the sweep trunks, not other"):
         run_sweep(Sweep("other", base, values("train.seed", 0)), result.folder.path)
     with pytest.raises(BadInput, match="holds a single run"):

@@ -1,5 +1,6 @@
 """`python -m gptjax.scaling.laws runs.csv --law=chinchilla`: fit laws to a table of runs."""
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -9,14 +10,35 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, did_you_mean, exit_code_of
-from gptjax.scaling.laws import LAWS, bootstrap, fit_law, get_law, holdout, isoflop
+from gptjax.scaling.laws import bootstrap, fit_law, formulas, get_law, holdout, isoflop
+from gptjax.scaling.laws.figure import plot_fit
 from gptjax.scaling.laws.fit import usable, usable_rows
 from gptjax.scaling.laws.law import Law
+from gptjax.scaling.laws.show import (
+    WIDTH,
+    print_fit,
+    print_holdout,
+    print_isoflop,
+    print_laws,
+    print_side_by_side,
+)
 from gptjax.scaling.laws.summary import holdout_summary, isoflop_summary, summary
 from gptjax.scaling.table import LETTERS, Runs, replace_file
 
-SHAPE = ("parameters", "tokens", "loss")
 UNFINISHED = ("waiting", "diverged", "failed")  # of a sweep's points, in its runs.csv
+
+
+class ListLaws(argparse.Action):
+    """Prints every law with its formula and ends the command."""
+
+    def __call__(self, parser, *_):
+        from rich.console import Console
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDTH
+        print_laws(console, formulas())
+        parser.exit()
 
 
 def parser() -> OneLineParser:
@@ -24,32 +46,44 @@ def parser() -> OneLineParser:
     p = OneLineParser(
         prog="python -m gptjax.scaling.laws",
         description="Fit scaling laws to a CSV file of runs, with intervals and flags.",
-        epilog=f"laws: {', '.join(LAWS)}; options follow colons, as power_floor:tokens, "
-        "power_sum:width,depth,tokens, broken_power:flops:2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="laws:\n"
+        + "\n".join(f"  {name:17} {formula}" for name, formula in formulas().items())
+        + "\noptions of a law follow colons, as power_floor:tokens, power_sum:width,depth,tokens, "
+        "broken_power:flops:2",
     )
     p.add_argument("runs", help="a .csv or .csv.gz file with a header")
-    p.add_argument("--law", action="append", help="which law; repeat it to compare several")
+    p.add_argument("--law", action="append",
+                   help="which law (default: chinchilla); repeat it for several")  # fmt: skip
+    p.add_argument("--list-laws", action=ListLaws, nargs=0, help="show the laws with formulas")
     p.add_argument("--columns", nargs="+", default=[], metavar="N=header",
                    help="which header is N, D, C, L or another column")  # fmt: skip
     p.add_argument("--where", nargs="+", default=[], metavar="column=value",
                    help="take only the rows with these values: name=RUN by name, * and ? for "
                         "any letters, a column twice for either value")  # fmt: skip
-    p.add_argument("--bootstrap", type=int, default=0, metavar="RESAMPLES")
+    p.add_argument("--bootstrap", type=int, default=0, metavar="RESAMPLES",
+                   help="intervals from so many resamples (default: 0, none)")  # fmt: skip
     p.add_argument("--by", help="the column of runs that are drawn together in the bootstrap")
-    p.add_argument("--holdout", type=float, metavar="K", help="score above max(C) / K")
+    p.add_argument(
+        "--holdout", type=float, metavar="K", help="fit at most max(C) / K, score above it (K > 1)"
+    )
     p.add_argument("--isoflop", action="store_true", help="approach 2 besides")
     p.add_argument("--optimum", nargs="+", type=float, default=[], metavar="FLOPS")
     p.add_argument("--given", nargs="+", default=[], metavar="name=value",
                    help="further columns for --optimum, as unique_tokens=1e9")  # fmt: skip
     p.add_argument("--fixed", nargs="+", default=[], metavar="name=value",
                    help="parameters that are held")  # fmt: skip
-    p.add_argument("--loss", help="huber_log (default), squared_log, huber or squared")
-    p.add_argument("--delta", type=float, default=1e-3, help="where Huber's loss turns linear")
-    p.add_argument("--starts", type=int, default=16)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--loss", help="huber_log (default; huber for laws of accuracy or error), "
+                   "squared_log, huber or squared")  # fmt: skip
+    p.add_argument("--delta", type=float, default=1e-3,
+                   help="where Huber's loss turns linear (default: %(default)s)")  # fmt: skip
+    p.add_argument("--starts", type=int, default=16, help="default: %(default)s")
+    p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     p.add_argument("--skip-invalid", action="store_true",
                    help="leave out rows without the figures that the laws read")  # fmt: skip
     p.add_argument("--json", type=Path, metavar="OUT", help="write everything there too")
+    p.add_argument("--plot", type=Path, metavar="FILE.png",
+                   help="draw the first law over the runs")  # fmt: skip
     return p
 
 
@@ -63,10 +97,9 @@ def _run(options) -> int:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 120
+        console.width = WIDTH
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
-    laws = options.law or ([] if options.isoflop else ["chinchilla"])
-    laws = [get_law(law) for law in laws]
+    laws = [get_law(law) for law in options.law or ["chinchilla"]]
     given = _check(options, laws)
     runs = Runs.read_csv(_table_of(options.runs), _pairs("--columns", options.columns))
     wanted: dict[str, list[str]] = {}
@@ -92,6 +125,8 @@ def _run(options) -> int:
             replace_file(options.json, (json.dumps(out, indent=1) + "\n").encode())
         except OSError as error:
             raise BadInput(f"cannot write --json={options.json}: {error.strerror}") from None
+    if "why" in out.get("isoflop", {}):
+        raise BadInput(f"approach 2 is not fitted: {out['isoflop']['why']}")
     return EXIT_DONE
 
 
@@ -101,6 +136,15 @@ def _check(options, laws: list[Law]) -> dict[str, float]:
         raise BadInput("--by says what --bootstrap draws together: give --bootstrap=1000 too")
     if options.json and not options.json.resolve().parent.is_dir():
         raise BadInput(f"--json={options.json} lies in a folder that is not there")
+    if options.plot and options.plot.suffix.lower() != ".png":
+        raise BadInput(f"--plot={options.plot}: give a name that ends in .png")
+    if options.plot and not options.plot.resolve().parent.is_dir():
+        raise BadInput(f"--plot={options.plot} lies in a folder that is not there")
+    if options.holdout is not None and not 1 < options.holdout < float("inf"):
+        raise BadInput(
+            f"--holdout={options.holdout:g}: give more than 1, as 4 to fit the runs up to a "
+            "quarter of the largest FLOPs and score the others"
+        )
     given = {LETTERS.get(n, n): v for n, v in _numbers("--given", options.given).items()}
     if given and not options.optimum:
         raise BadInput("--given says more about --optimum: give --optimum=FLOPS too")
@@ -171,13 +215,19 @@ def _fit(console, options, runs: Runs, laws: list[Law], given: dict[str, float])
         budgets = options.optimum if fit.law.has_shape or len(laws) == 1 else []
         read = {name: value for name, value in given.items() if name in law.variables}
         out["fits"].append(summary(fit, boot, budgets, **read))
-        _print_fit(console, out["fits"][-1])
+        print_fit(console, out["fits"][-1])
+        if options.plot and law is laws[0]:
+            console.print(str(plot_fit(fit, options.plot, boot)), highlight=False, soft_wrap=True)
+    print_side_by_side(console, out["fits"])
     if options.isoflop:
-        out["isoflop"] = isoflop_summary(isoflop(runs, seed=options.seed))
-        _print_isoflop(console, out["isoflop"])
+        try:
+            out["isoflop"] = isoflop_summary(isoflop(runs, seed=options.seed))
+            print_isoflop(console, out["isoflop"])
+        except BadInput as error:
+            out["isoflop"] = {"fitted": False, "why": str(error)}
     if options.holdout is not None:
         out["holdout"] = holdout_summary(holdout(runs, laws, options.holdout, **settings))
-        _print_holdout(console, out["holdout"])
+        print_holdout(console, out["holdout"])
     return out
 
 
@@ -220,88 +270,6 @@ def _numbers(option: str, texts: list[str]) -> dict[str, float]:
         except ValueError:
             raise BadInput(f"{option} has {name}={value!r}, which is not a number") from None
     return out
-
-
-def _table(title: str, *headers: str):
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for i, header in enumerate(headers):
-        table.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
-
-
-def _number(value) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _range(figure: dict) -> str:
-    if "low" not in figure:
-        return "-"
-    return f"{_number(figure['low'])} to {_number(figure['high'])}"
-
-
-def _both(figure: dict) -> str:
-    interval = f" ({_range(figure)})" if "low" in figure else ""
-    return _number(figure["estimate"]) + interval
-
-
-def _print_fit(console, fit: dict) -> None:
-    table = _table(f"{fit['law']}: {fit['formula']}", "parameter", "estimate", "95% interval",
-                   "without outliers")  # fmt: skip
-    kept = fit.get("without_outliers", {})
-    for kind in ("parameters", "derived"):
-        for name, figure in fit[kind].items():
-            other = kept.get(kind, {}).get(name)
-            held = " (fixed)" if name in fit["fixed"] else ""
-            table.add_row(name + held, _number(figure["estimate"]), _range(figure), _number(other))
-    console.print(table)
-    console.print(
-        f"{fit['runs']} runs, {fit['loss']} {fit['objective']:.8g}, R2 {_number(fit['r2'])}, "
-        f"AIC {_number(fit['aic'])}, BIC {_number(fit['bic'])}, "
-        f"{fit['starts_agreeing']} of {fit['starts']} starts agree",
-        highlight=False,
-        soft_wrap=True,
-    )
-    _print_flags(console, fit["flags"])
-    if fit["optima"]:
-        table = _table("compute-optimal", "FLOPs", *SHAPE)
-        for best in fit["optima"]:
-            spans = best.get("intervals", {})
-            cells = [_both(spans.get(name, {"estimate": best[name]})) for name in SHAPE]
-            table.add_row(_number(best["flops"]), *cells)
-        console.print(table)
-        _print_flags(console, [f for best in fit["optima"] for f in best["flags"]])
-
-
-def _print_isoflop(console, result: dict) -> None:
-    table = _table("approach 2", "FLOPs", *SHAPE, "runs")
-    for m in result["minima"]:
-        table.add_row(_number(m["flops"]), *(_both(m[name]) for name in SHAPE), str(m["runs"]))
-    console.print(table)
-    kept = result.get("without_outliers", {})
-    for name in ("a", "b"):
-        other = f"; without outliers {_number(kept[name]['estimate'])}" if kept else ""
-        figure = result[name]
-        line = f"{name} = {_both(figure)}{other}"
-        console.print(line, highlight=False, markup=False)
-    _print_flags(console, result["flags"])
-
-
-def _print_holdout(console, result: dict) -> None:
-    title = f"{result['held_out']} runs above max(C) / {result['k']:g} held out, in log loss"
-    table = _table(title, "prediction", "mean absolute", "rms", "bias", "worst")
-    for s in result["scores"]:
-        name = s["name"] + (" (baseline)" if s["baseline"] else "")
-        figures = (s["mean_absolute"], s["root_mean_square"], s["bias"], s["worst"])
-        table.add_row(name, *(_number(v) for v in figures))
-    console.print(table)
-
-
-def _print_flags(console, flags: list[str]) -> None:
-    for flag in dict.fromkeys(flags):
-        console.print(f"! {flag}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ HOPS = 24  # where starts disagree, a quarter of that where none does
 LONGEST_HOP = 2.0  # in a raw coordinate
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """A fitted law; `predict` and `optimum` use it, `bootstrap` and `profile` put intervals on it.
 
@@ -66,6 +66,17 @@ class Fit:
     cost: Cost
     flags: tuple[str, ...] = ()
     without_outliers: "Fit | None" = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters.items())
+        flags = f", {len(self.flags)} flags" if self.flags else ""
+        return f"<Fit {self.law.name} to {len(self.runs)} runs: {values}, R2 {self.r2:.4g}{flags}>"
+
+    def __str__(self) -> str:
+        """The table of parameters, quality and flags that the command prints."""
+        from gptjax.scaling.laws.show import fit_text
+
+        return fit_text(self)
 
     def predict(self, runs: Runs | None = None, **columns) -> np.ndarray:
         """The law's target for a table, or for columns by name (letters N, D, C too), [rows].
@@ -182,7 +193,8 @@ def search(objective: Objective, starts: int, seed: int) -> tuple[Solution, list
         raw = objective.law.start(objective.x, objective.y, random)
         solutions.append(descend(objective, coordinates_of(objective, raw)))
     best = min(solutions, key=lambda s: s.value)
-    if starts > 1 and objective.basis.shape[1]:
+    free, different = objective.basis.shape[1], np.unique(objective.x, axis=1).shape[1]
+    if starts > 1 and free and different > free + 1:  # else valleys, on whose floor all is equal
         agree = all(s.value <= best.value * (1 + AGREE) for s in solutions)
         best = hop(objective, best, random, HOPS // 4 if agree else HOPS)
     return best, solutions
@@ -230,6 +242,8 @@ def describe(
     scale = scale_of(objective, best.raw)
     errors = np.sqrt(np.maximum(np.diag(covariance(objective, best.raw, scale)), 0))
     aic, bic = information(objective, best.raw)
+    total = np.sum((target - target.mean()) ** 2)
+    varies = np.ptp(target) > 1e-9 * np.abs(target).max()
     parameters = law.to_values(best.raw)
     fit = Fit(
         law=law,
@@ -248,7 +262,7 @@ def describe(
         starts_agreeing=len(agreeing),
         spread=spread,
         residuals=-residual,
-        r2=float(1 - np.sum(missed**2) / max(np.sum((target - target.mean()) ** 2), 1e-300)),
+        r2=float(1 - np.sum(missed**2) / total) if varies else float("nan"),
         aic=aic,
         bic=bic,
         cost=Cost.of(runs),
@@ -305,7 +319,10 @@ def target_of(runs: Runs, law: Law) -> np.ndarray:
 
 def _check_values(runs: Runs, law: Law, name: str, values: np.ndarray, positive: bool) -> None:
     if np.isnan(values).all():
-        raise BadInput(f"law {law.name!r} needs {name}, and no run has it")
+        letter = next((k for k, v in LETTERS.items() if v == name), name)
+        others = ", ".join(runs.columns)
+        more = f"; if it is one of {others}, say so: --columns {letter}=HEADER" if others else ""
+        raise BadInput(f"law {law.name!r} needs {name}, and no run has it{more}")
     bad = ~usable(values, positive)
     if bad.any():
         first = ", ".join(f"{runs.names[i]} ({values[i]:g})" for i in np.flatnonzero(bad)[:3])

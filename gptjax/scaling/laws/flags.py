@@ -8,12 +8,16 @@ from gptjax.scaling.laws.inference import scale_of
 from gptjax.scaling.laws.solve import coordinates_of, descend, hold
 
 ROBUST_SIGMAS = 3.0  # a residual beyond this many is dropped to see what hangs on it
+GROSS = 6.0  # beyond this many a residual is told by its run's name, whatever hangs on it
 LEVEL = 0.95
 
 
 def free_flags(fit) -> tuple[str, ...]:
     """Those that need no further fit."""
     flags = []
+    target = fit.runs.column(fit.law.target)
+    if np.ptp(target) <= 1e-9 * np.abs(target).max():
+        flags.append(f"no variation: {fit.law.target} does not vary, it is {target[0]:.4g} in all")
     if not fit.converged:
         flags.append("unconverged: the solver still gained where it stopped; give more starts")
     if fit.starts == 1:
@@ -27,7 +31,34 @@ def free_flags(fit) -> tuple[str, ...]:
     for name in ("alpha", "beta", "eta"):
         if fit.parameters.get(name, 1.0) < 0:
             flags.append(f"negative exponent: {name} is {fit.parameters[name]:.3g}")
-    return tuple(flags)
+    return (*flags, *gross_flags(fit))
+
+
+def gross_flags(fit) -> list[str]:
+    """Runs so far off that they are no noise: told by name, since a robust loss passes over them.
+
+    As many residuals as there are free parameters may be drawn to zero by the fit, so the scale
+    is that of the others; a run that stands in several rows counts once.
+    """
+    size = np.abs(fit.residuals)
+    others = np.unique(size)[len(fit.raw) - len(fit.fixed) :]
+    if len(others) < 3:
+        return []
+    sigma = 1.4826 * float(np.median(others))
+    target = fit.runs.column(fit.law.target)
+    shown = np.log(target) if fit.law.log_target else target
+    far = np.flatnonzero(size > max(GROSS * sigma, 1e-3 * np.ptp(shown), 1e-9))
+    far = far[np.argsort(-size[far])]
+    if not len(far):
+        return []
+    predicted = fit.predict()
+    told = ", ".join(
+        f"{fit.runs.names[i]} has {fit.law.target} {target[i]:.4g} where the law has "
+        f"{predicted[i]:.4g}" for i in far[:3]
+    )  # fmt: skip
+    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+    sigmas = f"beyond {GROSS:g} robust standard deviations; R2 with it is {fit.r2:.3g}"
+    return [f"gross outlier: {told}{more}, {sigmas}"]
 
 
 def diagnosed(fit):

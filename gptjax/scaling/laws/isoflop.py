@@ -220,16 +220,20 @@ def _analyse(runs: Runs, group, window, resamples, seed, level):
         raise BadInput(
             f"{(~known).sum()} runs lack a positive loss or parameters ({bad}); {OTHERS_OUT}"
         )
-    found, flags, left_out = [], [], {}
+    found, flags, left_out, beyond = [], [], {}, 0
     for budget in np.unique(group[np.isfinite(group)]):
         parabola = _fit_parabola(budget, np.flatnonzero(group == budget), runs, window)
         if isinstance(parabola, str):
             left_out.setdefault(parabola, []).append(budget)
         else:
             found.append(parabola)
+            beyond += np.count_nonzero(group == budget) - len(parabola.rows)
     for reason, which in left_out.items():
         budgets = ", ".join(f"{b:.3g}" for b in which[:3]) + (", ..." if len(which) > 3 else "")
         flags.append(f"left out {len(which)} budgets ({budgets}): {reason}")
+    if beyond:
+        flags.append(f"window: {beyond} runs are in no parabola, their sizes are over "
+                     f"{np.exp(window):.3g} times off the minimum")  # fmt: skip
     if len(found) < 2:
         why = f"; {flags[0]}" if flags else ""
         raise BadInput(f"approach 2 needs 2 budgets with a minimum; there are {len(found)}{why}")

@@ -59,6 +59,11 @@ def get_law(law: str | Law) -> Law:
         raise BadInput(f"law {law!r} has more options than {name!r} takes") from None
 
 
+def formulas() -> dict[str, str]:
+    """Each law's name with its formula, without options."""
+    return {name: get_law(name).formula for name in LAWS}
+
+
 def _column(name: str) -> str:
     return LETTERS.get(name, name)
 

@@ -7,6 +7,7 @@ from gptjax.scaling.laws.fit import Fit
 from gptjax.scaling.laws.holdout import Holdout
 from gptjax.scaling.laws.intervals import Bootstrap, Interval
 from gptjax.scaling.laws.isoflop import Isoflop
+from gptjax.scaling.laws.words import doubts
 
 
 def summary(
@@ -23,6 +24,7 @@ def summary(
         "formula": fit.law.formula,
         "reference": fit.law.reference,
         "runs": len(fit.runs),
+        "target": fit.law.target,
         "loss": fit.loss,
         "delta": fit.delta,
         "fixed": fit.fixed,
@@ -37,6 +39,7 @@ def summary(
         "aic": fit.aic,
         "bic": fit.bic,
         "flags": list(fit.flags),
+        "doubts": doubts(fit, boot.parameters if boot else None),
         "optima": [_optimum(fit, boot, budget, others) for budget in budgets],
     }
     if fit.without_outliers is not None:

@@ -9,6 +9,18 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { format: "svg", filename: figure.dataset.chart },
   });
+  // Ticks are set for the whole range: after a zoom, or on a linear axis, plotly sets its own.
+  plot.on("plotly_relayout", (change) => {
+    const update = {};
+    for (const axis of ["xaxis", "yaxis"]) {
+      const own = chart.layout[axis].tickvals && plot._fullLayout[axis].type === "log";
+      const zoomed = axis + ".range[0]" in change || axis + ".range" in change;
+      const mode = own && !zoomed ? "array" : "auto";
+      const asked = zoomed || axis + ".autorange" in change || axis + ".type" in change;
+      if (asked && plot._fullLayout[axis].tickmode !== mode) update[axis + ".tickmode"] = mode;
+    }
+    if (Object.keys(update).length) Plotly.relayout(plot, update);
+  });
   for (const button of figure.querySelectorAll("button[data-axis]")) {
     const axis = button.dataset.axis;
     button.addEventListener("click", () => {
