@@ -29,7 +29,7 @@ from gptjax.scaling.table import Runs
 from gptjax.sweeps.curves import Curve, curve_table
 from gptjax.sweeps.sweep import Analysis
 
-SEED = "train.seed"
+SEEDS = ("train.seed", "data.seed")
 SHAPE = ("parameters", "tokens", "flops")
 AHEAD = (1.0, 10.0)  # optima are told at these multiples of the largest run, and as asked
 
@@ -193,7 +193,7 @@ def tuned(runs: Runs, fields: tuple[str, ...]) -> tuple[Runs, list[str]]:
 
     A law is one of tuned runs. `fields` without the seed are what a setting consists of.
     """
-    settings = [name for name in fields if name != SEED and name in runs.columns]
+    settings = [name for name in fields if name not in SEEDS and name in runs.columns]
     if not settings:
         return runs, []
     shapes: dict[tuple, dict[tuple, list[int]]] = {}
