@@ -293,7 +293,7 @@ def runs_table(every: Runs, findings: Findings) -> str:
         row += [Cell(short(N), float(N)), Cell(short(D), float(D)), number(D / N, ".3g")]
         row += [number(every.flops[i], ".3g"), number(loss, ".4f")]
         if predicted:
-            row.append(number(100 * (every.columns["predicted_loss"][i] / loss - 1), "+.2f"))
+            row.append(number(100 * (loss / every.columns["predicted_loss"][i] - 1), "+.2f"))
         row += [number(every.columns["bits_per_byte"][i], ".4f")]
         row += [number(every.columns["seconds"][i], ".0f")]
         rows.append(row)
