@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+WIDTHS = 20000  # of a ladder; real ones have tens
+
+
 @dataclass(frozen=True)
 class ShapeRule:
     """Width from depth: layers = width / aspect, heads of one size.
@@ -87,6 +90,11 @@ def ladder(
         shape = rule.shape(model, width)
         size = count_parameters(shape).total
         shapes[size] = shape
+        if len(shapes) > WIDTHS:
+            raise BadInput(
+                f"heads of {rule.head_size} make more than {WIDTHS} shapes up to {largest:g} "
+                "parameters: give the rule larger heads, or a smaller aspect"
+            )
         if size > largest * 1.5:
             break
         width += rule.head_size
@@ -118,7 +126,7 @@ def run_row(
     model: DecoderConfig, shape: DecoderConfig, tokens: float, length: int, rates: Chosen
 ) -> dict[str, object]:
     """One run of a shape: its fields, its rate, its batch, and whole steps of tokens."""
-    _check_shapes([shape], length, rates, 1.0)
+    _check_shapes(model, [shape], length, rates, 1.0)
     check_number("tokens", tokens)
     batch = rates.batch(shape, length)
     return {
@@ -149,11 +157,12 @@ def isoflop_rows(
     ladder has too few shapes, when a budget does not pay for one step, and for every argument that
     makes no plan.
     """
-    _check_shapes(shapes, length, rates, tokens_per_parameter)
+    _check_shapes(model, shapes, length, rates, tokens_per_parameter)
     check_number("spread", spread)
-    if spread < 1:
-        raise BadInput(f"spread is {spread}; give 1 (no spread) or more")
+    if not 1 <= spread <= 1e6:
+        raise BadInput(f"spread is {spread}; give 1 (no spread) to 1e6")
     check_count("per_budget", per_budget)
+    budgets = _plain(budgets)
     check_budgets(budgets)
     if per_budget > len(shapes):
         raise BadInput(f"{per_budget} shapes for each budget, and the ladder has {len(shapes)}")
@@ -185,6 +194,12 @@ def isoflop_rows(
     return rows
 
 
+def _plain(budgets):
+    """An array of numpy as a tuple of numbers; anything else as it is."""
+    listed = budgets.tolist() if hasattr(budgets, "tolist") else budgets
+    return tuple(listed) if isinstance(listed, list) else listed
+
+
 def _budget_label(budget: float) -> str:
     return f"C{budget:.2g}".replace("+", "")
 
@@ -205,11 +220,17 @@ def check_budgets(budgets: Sequence[float]) -> None:
         names[name] = budget
 
 
-def _check_shapes(shapes, length, rates, tokens_per_parameter) -> None:
+def _check_shapes(model, shapes, length, rates, tokens_per_parameter) -> None:
+    if not isinstance(model, DecoderConfig):
+        raise BadInput(f"model is {model!r}; give a DecoderConfig")
+    if not isinstance(shapes, Sequence):
+        raise BadInput(f"shapes is {shapes!r}; give DecoderConfigs, such as ladder() makes")
     if not shapes or not all(isinstance(shape, DecoderConfig) for shape in shapes):
         raise BadInput(f"shapes is {shapes!r}; give DecoderConfigs, such as ladder() makes")
     check_count("length", length)
     check_number("tokens_per_parameter", tokens_per_parameter)
+    if tokens_per_parameter > 1e9:
+        raise BadInput(f"tokens_per_parameter is {tokens_per_parameter}; give 1e9 or less")
     _check_rates(rates)
 
 
@@ -228,7 +249,7 @@ def compute_optimal_rows(
     tokens_per_parameter: float = 20.0,
 ) -> list[dict[str, object]]:
     """Every shape on its compute-optimal number of tokens."""
-    _check_shapes(shapes, length, rates, tokens_per_parameter)
+    _check_shapes(model, shapes, length, rates, tokens_per_parameter)
     rows = []
     for shape in shapes:
         tokens = tokens_per_parameter * count_parameters(shape).total
@@ -243,6 +264,8 @@ def split_budget(total: float, count: int, per_budget: int, factor: float = 2.0)
     check_number("factor", factor)
     check_count("the number of budgets", count)
     check_count("per_budget", per_budget)
+    if count * abs(math.log10(factor)) > 100:
+        raise BadInput(f"{count} budgets a factor {factor:g} apart span more than 100 decades")
     first = total / (per_budget * sum(factor**i for i in range(count)))
     return [first * factor**i for i in range(count)]
 
@@ -261,6 +284,9 @@ class IsoFlops:
     rates: Chosen
     tokens_per_parameter: float = 20.0
     spread: float = 8.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "budgets", _plain(self.budgets))
 
     @property
     def total(self) -> float:
@@ -299,6 +325,8 @@ class IsoFlops:
         There even the largest shape sees more tokens than the spread asks for, and the group of
         the largest budget no longer surrounds its optimum.
         """
+        check_budgets(self.budgets)
+        check_count("per_budget", self.per_budget)
         shape = self.ladder(model)[-1]
         tokens = self.tokens_per_parameter * self.spread * count_parameters(shape).total
         return self.total * tokens * count_flops(shape, self.length).training / max(self.budgets)

@@ -3,9 +3,10 @@
 A plan asks for `rate(shape)` and `batch(shape, length)` and does not care which it is.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,14 +51,16 @@ class Rates:
 
     def rate(self, shape: DecoderConfig) -> float:
         """The learning rate of a shape, to three digits."""
-        rate = self.lr * (shape.d_model / self.reference_width) ** self.lr_exponent
-        return float(f"{rate:.3g}")
+        with _in_range(shape):
+            rate = self.lr * (shape.d_model / self.reference_width) ** self.lr_exponent
+            return _rate(rate)
 
     def batch(self, shape: DecoderConfig, length: int) -> int:
         """Sequences of `length` tokens in a batch."""
-        ratio = count_parameters(shape).total / self.reference_parameters
-        sequences = self.batch_tokens * ratio**self.batch_exponent / length
-        return _power_of_two(sequences, self.smallest_batch, self.largest_batch)
+        with _in_range(shape):
+            ratio = count_parameters(shape).total / self.reference_parameters
+            sequences = self.batch_tokens * ratio**self.batch_exponent / length
+            return _power_of_two(sequences, self.smallest_batch, self.largest_batch)
 
     def validate(self) -> None:
         """BadInput for the first field that makes no plan."""
@@ -104,15 +107,18 @@ class Tuned:
 
     def rate(self, shape: DecoderConfig) -> float:
         """The learning rate of a shape, to three digits."""
-        return float(f"{self._law('lr', shape):.3g}")
+        with _in_range(shape):
+            return _rate(self._law("lr", shape))
 
     def batch(self, shape: DecoderConfig, length: int) -> int:
         """Sequences of `length` tokens in a batch."""
-        return _power_of_two(self._law("batch_tokens", shape) / length, 1, 1 << 20)
+        with _in_range(shape):
+            return _power_of_two(self._law("batch_tokens", shape) / length, 1, 1 << 20)
 
     def validate(self) -> None:
         """BadInput for what no tuning finds."""
-        if not self.found or not all(isinstance(best, Best) for best in self.found):
+        several = isinstance(self.found, tuple | list) and len(self.found) > 0
+        if not several or not all(isinstance(best, Best) for best in self.found):
             raise BadInput(f"found is {self.found!r}; give the best of one tuned shape or more")
         for best in self.found:
             for name in ("parameters", "width", "lr", "batch_tokens"):
@@ -131,6 +137,23 @@ class Tuned:
             raise BadInput("not the best of tuned shapes: their rows are damaged") from None
         tuned.validate()
         return tuned
+
+
+@contextlib.contextmanager
+def _in_range(shape: DecoderConfig) -> Iterator[None]:
+    try:
+        yield
+    except (OverflowError, ZeroDivisionError, ValueError):
+        raise BadInput(
+            f"rates give no finite learning rate and batch above 0 at width {shape.d_model}: give "
+            "exponents nearer to 0, or another reference"
+        ) from None
+
+
+def _rate(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise OverflowError
+    return float(f"{value:.3g}")
 
 
 def _power_of_two(sequences: float, least: int, most: int) -> int:

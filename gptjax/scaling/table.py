@@ -278,7 +278,9 @@ def _cell(value) -> str:
         number = None
     if number is None:
         return str(value)
-    return "" if np.isnan(number) else repr(number)
+    if np.isnan(number):
+        return ""
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def _numbers(name: str, values) -> np.ndarray:

@@ -29,7 +29,7 @@ from gptjax.scaling.table import Runs
 from gptjax.sweeps.curves import Curve, curve_table
 from gptjax.sweeps.sweep import Analysis
 
-SEED = "train.seed"
+SEEDS = ("train.seed", "data.seed")
 SHAPE = ("parameters", "tokens", "flops")
 AHEAD = (1.0, 10.0)  # optima are told at these multiples of the largest run, and as asked
 
@@ -70,7 +70,7 @@ class Best:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How a law or a baseline predicted the held-out runs; errors are predicted / observed - 1."""
+    """How a law or a baseline predicted the held-out runs; errors are observed / predicted - 1."""
 
     name: str
     baseline: bool
@@ -193,7 +193,7 @@ def tuned(runs: Runs, fields: tuple[str, ...]) -> tuple[Runs, list[str]]:
 
     A law is one of tuned runs. `fields` without the seed are what a setting consists of.
     """
-    settings = [name for name in fields if name != SEED and name in runs.columns]
+    settings = [name for name in fields if name not in SEEDS and name in runs.columns]
     if not settings:
         return runs, []
     shapes: dict[tuple, dict[tuple, list[int]]] = {}
@@ -285,7 +285,7 @@ def scored(fitted: Runs, held_out: Runs, laws: tuple[LawResult, ...]) -> tuple[S
     for law in laws:
         if law.fit is None or law.fit.law.target != "loss":
             continue
-        errors = law.fit.predict(held_out) / held_out.loss - 1
+        errors = held_out.loss / law.fit.predict(held_out) - 1
         at_best = float(errors[best])
         if law.lowest_only:
             lowest = set(lowest_runs(held_out).names)
@@ -297,7 +297,7 @@ def scored(fitted: Runs, held_out: Runs, laws: tuple[LawResult, ...]) -> tuple[S
     lowest = baselines(lowest_runs(fitted), held_out)
     rivals.update({name: lowest[name] for name in lowest if name == "power law in C"})
     for name, predicted in rivals.items():
-        errors = predicted / held_out.loss - 1
+        errors = held_out.loss / predicted - 1
         found.append(Score(name, True, errors, float(errors[best])))
     return tuple(sorted(found, key=lambda score: score.mean_absolute))
 

@@ -120,7 +120,8 @@ class _Times:
         if self.why_not:
             days = sum(point.flops for point in self.points) / (H100 * USED) / 86400
             found.append(
-                f"{_three_digits(days)} H100-days at {100 * USED:.0f}% of {H100 / 1e12:.0f} TFLOP/s (bf16)"
+                f"{_three_digits(days)} H100-days at {100 * USED:.0f}% of "
+                f"{H100 / 1e12:.0f} TFLOP/s (bf16)"
             )
         if self.schedule is not None:
             found += [
@@ -274,6 +275,8 @@ def run_command(sweep: Sweep, command) -> int:
     show_status(result.folder, result.folder.select(command.only))
     for name, error in result.failed.items():
         print(f"failed: {name}: {error}")
+    if result.failed and not command.retry_failed:
+        print("--retry-failed tries the failed points again")
     waiting = [name for name, state in result.states.items() if not state.finished]
     if waiting:
         print(f"{len(waiting)} points are with other workers; the same command looks again")

@@ -292,7 +292,7 @@ def run_planned(
     only = check_options(sweep, launcher, workers, only)
     wish = Wish(minutes, budget, tune, Tuning() if tuning is None else tuning)
     wish.check(sweep)
-    if path is not None and not isinstance(path, str | Path):
+    if path is not None and (not isinstance(path, str | Path) or "\0" in str(path)):
         raise BadInput(f"the sweep's folder is {path!r}; give a path, such as 'runs/rates'")
     path = Path(path or default_folder(sweep, wish))
     options = {"launcher": launcher, "workers": workers}

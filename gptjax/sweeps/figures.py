@@ -338,7 +338,7 @@ def extrapolation(findings: Findings, unit: str) -> Chart:
         predicted = law.fit.predict(held)
         low, high = law.bootstrap.predict(held) if law.bootstrap else (None, None)
         texts = [
-            f"{law.name} predicts {p:.4f}: {100 * e:+.2f}%"
+            f"{law.name} predicts {p:.4f}: observed {100 * e:+.2f}% off"
             for p, e in zip(predicted, score.errors, strict=True)
         ]
         said = [f"{before}<br>{text}" for before, text in zip(said, texts, strict=True)]

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from gptjax.scaling.laws import Interval
+from gptjax.scaling.laws import Interval, ends_text, interval_text, is_open
 from gptjax.sweeps.analysis import Best, Findings, LawResult
 from gptjax.sweeps.page import Cell, bullets, number, table
 from gptjax.training.metrics import short
@@ -13,10 +13,7 @@ from gptjax.training.metrics import short
 
 def bounded(interval: Interval, form: str = ".4g") -> str:
     """`0.95 [0.86, 1.08]`; the estimate alone where there is no interval."""
-    text = format(interval.estimate, form)
-    if math.isfinite(interval.low) or math.isfinite(interval.high):
-        text += f" [{interval.low:{form}}, {interval.high:{form}}]"
-    return text
+    return interval_text(interval, form)
 
 
 def summary(findings: Findings, unit: str) -> list[str]:
@@ -51,9 +48,9 @@ def summary(findings: Findings, unit: str) -> list[str]:
         against = f"; the best baseline ({rivals[0].name}): " if rivals else ""
         against += f"{100 * rivals[0].mean_absolute:.2f}%" if rivals else ""
         lines.append(
-            f"The lowest loss of the largest budget was held out and {score.name} missed it by "
-            f"{100 * score.at_best:+.2f}%; mean error over the {len(findings.held_out)} held-out "
-            f"runs {100 * score.mean_absolute:.2f}%{against}."
+            f"The lowest loss of the largest budget was held out and came out "
+            f"{100 * score.at_best:+.2f}% off what {score.name} says; mean error over the "
+            f"{len(findings.held_out)} held-out runs {100 * score.mean_absolute:.2f}%{against}."
         )
     for law in findings.laws:
         flags = law.fit.flags if law.fit is not None else ()
@@ -85,11 +82,6 @@ def doubts(law: LawResult) -> list[str]:
     unbounded = [name for name, interval in every if is_open(interval)]
     said = f"interval of {', '.join(dict.fromkeys(unbounded))} open"
     return list(dict.fromkeys(kinds)) + ([said] if unbounded else [])
-
-
-def is_open(interval: Interval) -> bool:
-    """Whether an end of a known interval is at infinity."""
-    return math.isinf(interval.low) or math.isinf(interval.high)
 
 
 def size(interval: Interval) -> str:
@@ -134,11 +126,7 @@ def law_section(law: LawResult, findings: Findings) -> str:
 
 def ends(interval: Interval | None) -> str:
     """`[0.86, 1.08]`, with words for an open end."""
-    if interval is None or math.isnan(interval.low):
-        return ""
-    high = f"{interval.high:.4g}" if math.isfinite(interval.high) else "open"
-    low = f"{interval.low:.4g}" if math.isfinite(interval.low) else "open"
-    return f"[{low}, {high}]"
+    return "" if interval is None else ends_text(interval.estimate, interval.low, interval.high)
 
 
 def optima_table(findings: Findings) -> str:
@@ -188,7 +176,7 @@ def scores_table(findings: Findings) -> str:
     runs = ["run held out", "N", "D", "FLOPs", "loss", *(f"{s.name} (%)" for s in laws)]
     text = (
         f"<p>Fitted to runs of at most 1/{findings.analysis.holdout:g} of the largest FLOPs. "
-        "Errors are predicted over observed loss; a law of FLOPs alone speaks of the lowest "
+        "Errors are observed / predicted loss - 1; a law of FLOPs alone speaks of the lowest "
         "losses only.</p>"
     )
     return text + table(heads, rows) + table(runs, each)

@@ -243,8 +243,9 @@ def matching(sweep: str, points: Mapping[str, Point], patterns: tuple[str, ...])
             if pattern in name or (equals and _holds(point, field, value))
         ]
         if not found:
-            near = did_you_mean(pattern, points)
-            raise BadInput(f"--only={pattern} names no point of {sweep}{near}")
+            hint = _held(points, field) if equals else ""
+            hint = hint or did_you_mean(pattern, points)
+            raise BadInput(f"--only={pattern} names no point of {sweep}{hint}")
         chosen += [name for name in found if name not in chosen]
     return chosen if patterns else list(points)
 
@@ -253,6 +254,18 @@ def _holds(point: Point, field: str, value: str) -> bool:
     same = lambda held: isinstance(held, int | float) and held == _number(value)
     fields = (key for key, held in point.row.items() if value == str(held) or same(held))
     return any(key == field or key.endswith(f".{field}") for key in fields)
+
+
+def _held(points: Mapping[str, Point], field: str) -> str:
+    """The values that the points have in a field, or the fields that their rows have."""
+    rows = [point.row for point in points.values()]
+    fields = dict.fromkeys(key for row in rows for key in row)
+    found = [key for key in fields if key == field or key.endswith(f".{field}")]
+    if not found:
+        return f": the grid sets {', '.join(fields)}" if fields else ""
+    values = dict.fromkeys(str(row[key]) for row in rows for key in found if key in row)
+    shown = ", ".join(list(values)[:12]) + (", ..." if len(values) > 12 else "")
+    return f": {', '.join(found)} is one of {shown}"
 
 
 def _number(text: str) -> float | None:

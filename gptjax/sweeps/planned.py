@@ -57,6 +57,10 @@ class Wish:
 
     def check(self, sweep: Sweep) -> None:
         """BadInput for what this sweep cannot be planned for."""
+        if not isinstance(self.tune, bool):
+            raise BadInput(f"tune is {self.tune!r}; give True or False")
+        if not isinstance(self.tuning, Tuning):
+            raise BadInput(f"tuning is {self.tuning!r}; give a Tuning, such as Tuning(shapes=2)")
         if not self.any:
             raise BadInput("give minutes, a budget in FLOPs, or tune, to plan a sweep anew")
         for name in ("minutes", "budget"):

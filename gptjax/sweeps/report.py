@@ -278,22 +278,24 @@ def runs_table(every: Runs, findings: Findings) -> str:
     settings = [name for name in every.columns if name not in FIGURES]
     shown = [name for name in settings if len(set(every.columns[name])) > 1]
     predicted = "predicted_loss" in every.columns
-    heads = ["point", "status", *(["group"] if any(every.columns["group"]) else []), "used"]
-    texts = heads[1:]
+    used = ["used"] if findings.laws else []
+    texts = ["status", *(["group"] if any(every.columns["group"]) else []), *used]
+    heads = ["point", *(name.rsplit(".", 1)[-1] for name in shown), *texts]
     heads += ["N", "D", "D/N", "FLOPs", "loss"]
     heads += [f"{findings.main.name} off by (%)"] if predicted else []
-    heads += ["bits/byte", "seconds", *(name.rsplit(".", 1)[-1] for name in shown)]
+    heads += ["bits/byte", "seconds"]
     rows = []
     for i, name in enumerate(every.names):
-        row: list[Cell | str] = [name, *(str(every.columns[text][i]) for text in texts)]
+        row: list[Cell | str] = [name]
+        row += [sortable(str(every.columns[setting][i])) for setting in shown]
+        row += [str(every.columns[text][i]) for text in texts]
         N, D, loss = every.parameters[i], every.tokens[i], every.loss[i]
         row += [Cell(short(N), float(N)), Cell(short(D), float(D)), number(D / N, ".3g")]
         row += [number(every.flops[i], ".3g"), number(loss, ".4f")]
         if predicted:
-            row.append(number(100 * (every.columns["predicted_loss"][i] / loss - 1), "+.2f"))
+            row.append(number(100 * (loss / every.columns["predicted_loss"][i] - 1), "+.2f"))
         row += [number(every.columns["bits_per_byte"][i], ".4f")]
         row += [number(every.columns["seconds"][i], ".0f")]
-        row += [sortable(str(every.columns[setting][i])) for setting in shown]
         rows.append(row)
     return table(heads, rows, kinds=list(every.columns["status"]))
 

@@ -140,7 +140,12 @@ class Sweep:
 
     def planned(self, base: Experiment | None = None, design: IsoFlops | None = None) -> "Sweep":
         """The sweep of another base or by another design; its grid follows from the design."""
-        base, design = base or self.base, design or self.design
+        base = self.base if base is None else base
+        design = self.design if design is None else design
+        if not isinstance(base, Experiment):
+            raise BadInput(f"base of sweep {self.name} is {base!r}, no Experiment")
+        if design is not None and not isinstance(design, IsoFlops):
+            raise BadInput(f"design of sweep {self.name} is {design!r}, no IsoFlops")
         grid = self.grid if design is None else rows_of(*design.rows(base.model))
         return dataclasses.replace(self, base=base, grid=grid, design=design)
 

@@ -30,6 +30,8 @@ from gptjax.training.config import warmup_length
 GROWTH = 6  # rates that a grid may gain
 WARMUPS = 3  # of a run's length at the least, so that its rate is really tried
 LEAST_STEPS = 40
+RATES = 32  # in a first grid: they span 9 decades
+BATCHES = 1024  # times the rule's
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,20 @@ class Tuning:
         """BadInput for the first field that makes no grid."""
         check_count("tuning.shapes", self.shapes)
         check_count("tuning.rates", self.rates, 2)
+        if self.rates > RATES:
+            raise BadInput(f"tuning.rates is {self.rates}; give {RATES} or less")
         check_number("tuning.share", self.share)
         check_number("tuning.reach", self.reach)
         if not self.reach <= 1:
             raise BadInput(f"tuning.reach is {self.reach}; give 1 (the largest shape) or less")
+        if not isinstance(self.batches, tuple | list):
+            raise BadInput(f"tuning.batches is {self.batches!r}; give several, such as (1.0, 2.0)")
         if not self.batches:
             raise BadInput("tuning.batches is empty; give (1.0,) for the rule's alone")
         for batch in self.batches:
             check_number("tuning.batches", batch)
+            if batch > BATCHES:
+                raise BadInput(f"tuning.batches holds {batch}; give {BATCHES} or less")
 
 
 @dataclass(frozen=True)

@@ -123,3 +123,5 @@ def test_ends_that_bound_nothing_are_open():
     assert interval_text(Interval(2.0, 1.0, 1.02e130)) == "2 [1, open]"
     assert interval_text(Interval(-0.1, -0.3, 0.1)) == "-0.1 [-0.3, 0.1]"
     assert interval_text(Interval(2.0, np.nan, np.nan)) == "2"
+    assert interval_text(Interval(1e-13, -0.1, 0.1), ".1f") == "0.0 [-0.1, 0.1]"
+    assert interval_text(Interval(1e-13, 0.0, 1.5), ".1f") == "0.0 [open, 1.5]"

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from gptjax import DecoderConfig
@@ -13,9 +14,11 @@ from gptjax.scaling.planner import (
     IsoFlops,
     Rates,
     ShapeRule,
+    Tuned,
     compute_optimal_rows,
     isoflop_rows,
     ladder,
+    run_row,
     shape_row,
     split_budget,
 )
@@ -51,6 +54,41 @@ def test_a_ladder_is_geometric_and_follows_its_rule():
         ladder(MODEL, ShapeRule(aspect=24, head_size=64), 1e4, 5e5, 8)
     with pytest.raises(BadInput, match="the smallest first"):
         ladder(MODEL, RULE, 5e5, 1e4, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: dataclasses.replace(DESIGN, spread=1e308).rows(MODEL), "spread is 1e"),
+        (lambda: dataclasses.replace(DESIGN, budgets=(10**400,)).rows(MODEL), "308 digits"),
+        (lambda: dataclasses.replace(DESIGN, budgets=(10**400,)).most(MODEL), "308 digits"),
+        (lambda: dataclasses.replace(DESIGN, rates=Rates(0.1, 9, 1e5)).rows(MODEL), "exponents"),
+        (lambda: dataclasses.replace(DESIGN, rates=Rates(0.1, 9, -1e5)).rows(MODEL), "exponents"),
+        (
+            lambda: Rates(0.1, 9, batch_exponent=-1e5).batch(DESIGN.ladder(MODEL)[0], 64),
+            "exponents",
+        ),
+        (lambda: dataclasses.replace(DESIGN, rates=Tuned(3)).rows(MODEL), "found is 3"),
+        (lambda: DESIGN.rows(None), "not None"),
+        (
+            lambda: isoflop_rows(None, [MODEL], [1e12], per_budget=1, length=64, rates=RATES),
+            "model",
+        ),
+        (lambda: compute_optimal_rows(None, [MODEL], length=64, rates=RATES), "model is None"),
+        (lambda: run_row(None, MODEL, 1e6, 64, RATES), "model is None"),
+        (lambda: ladder(MODEL, ShapeRule(1e9, 1), 1e4, 1e13, 4), "larger heads"),
+        (lambda: split_budget(1e10, 2000, 2, 3.0), "2000 budgets a factor 3 apart"),
+        (lambda: split_budget(1e10, 10**400, 2, 3.0), "308 digits"),
+    ],
+)
+def test_what_no_number_holds_is_one_line(make, words):
+    with pytest.raises(BadInput, match=words):
+        make()
+
+
+def test_budgets_may_be_an_array():
+    design = dataclasses.replace(DESIGN, budgets=np.array([5e10, 1.5e11]))
+    assert design == DESIGN and design.rows(MODEL) == DESIGN.rows(MODEL)
 
 
 def test_isoflop_groups_keep_their_budget_and_surround_the_optimum():

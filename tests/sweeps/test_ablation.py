@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -204,7 +205,9 @@ def test_a_grid_of_a_number_is_compared_by_itself(tmp_path):
     for absent in ("Approach 1", "Held-out", "not fitted", "No law"):
         assert absent not in text.split("<body>")[1]
     assert 'id="plot-loss_value"' in text and "mean over seeds" in text
-    assert text.count("loss_flops") and (folder.path / "figures" / "loss_value.png").exists()
+    columns = [re.sub("<.*?>", " ", row).split() for row in re.findall("<tr><th.*?</tr>", text)]
+    assert ["point", "lr", "seed", "status", "N"] in [names[:5] for names in columns]
+    assert "loss_flops" in text and (folder.path / "figures" / "loss_value.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,11 @@ def test_patterns_choose_by_name_and_by_number(tmp_path):
     assert folder.select(()) == names and folder.select(("seed=1", "lr=1e-2")) == [
         names[1], names[3], names[2]
     ]  # fmt: skip
-    with pytest.raises(BadInput, match=r"--only=lr=1 names no point of rates"):
+    words = r"--only=lr=1 names no point of rates: optim.lr is one of 0.001, 0.01$"
+    with pytest.raises(BadInput, match=words):
         folder.select(("lr=1",))
+    with pytest.raises(BadInput, match=r"of rates: the grid sets optim.lr, train.seed$"):
+        folder.select(("rate=1",))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from gptjax.sweeps.command import run_command
 from gptjax.sweeps.design import run_planned
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.planned import read_plan, read_tuned
+from gptjax.sweeps.tuning import Tuning
 from tests.conftest import changed
 from tests.sweeps.synthetic import BASE
 from tests.sweeps.test_design import PLACE, measured
@@ -163,3 +164,26 @@ def test_status_before_the_main_stage(ran, monkeypatch, capsys, tmp_path):
         assert run_command(sweep, command) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert words in shown and ("27 waiting" in shown) == ("not tuned yet" in shown) == tune
+
+
+@pytest.mark.parametrize(
+    ("sweep", "options", "words"),
+    [
+        *((sweep, {"minutes": 5}, "a Sweep is run") for sweep in (None, "tiny", 3)),
+        (BASE, {"minutes": 5}, "single run"),
+        *((None, {"budget": 5e13, "tune": tune}, f"tune is {tune!r}") for tune in ("no", None, 2)),
+        (None, {"tune": True, "tuning": 3}, "tuning is 3"),
+        (None, {"tune": True, "tuning": Tuning(batches=3)}, "tuning.batches is 3"),
+        (None, {"tune": True, "tuning": Tuning(rates=5000)}, "tuning.rates is 5000"),
+        (None, {"tune": True, "tuning": Tuning(batches=(1e300,))}, "tuning.batches holds 1e"),
+        (None, {"minutes": 10**400}, "--minutes is a number of more than 308 digits"),
+        (None, {"minutes": "5"}, "--minutes is '5'"),
+        (None, {"minutes": 5, "path": 3}, "folder is 3"),
+    ],
+)
+def test_what_is_no_plan_is_one_line(ran, sweep, options, words):
+    sweep = sweep if words in ("a Sweep is run", "single run") else sweep_of()
+    with pytest.raises(BadInput, match=words):
+        run_planned(sweep, **options)
+    with pytest.raises(BadInput, match="is 3, no IsoFlops"):
+        sweep_of().planned(design=3)

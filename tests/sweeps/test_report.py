@@ -1,5 +1,6 @@
 """The report of a sweep: what it says, with few points too, and that it is the same every time."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -60,6 +61,9 @@ def test_the_law_is_told_as_plain_data(finished):
 def test_runs_csv_holds_every_point(finished):
     table = Runs.read_csv(finished.path / "runs.csv")
     assert table.names == tuple(finished.points)
+    with open(finished.path / "runs.csv", newline="") as lines:
+        row = next(csv.DictReader(lines))
+    assert row["parameters"].isdigit() and row["tokens"].isdigit() and row["steps"].isdigit()
     assert np.isnan(table.loss).sum() == 2 and len(table.finite()) == 18
     assert list(table.columns["status"]).count("diverged") == 1
     assert set(table.columns["used"]) == {"fitted", "held out", ""}

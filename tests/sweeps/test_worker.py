@@ -78,7 +78,7 @@ def test_status_and_plan_name_every_point(trunks, capsys):
     assert all(point.name in shown for point in sweep.points) and "3 done" in shown
     show_plan(sweep, launcher="here")
     shown = capsys.readouterr().out
-    assert "3 points, 1 compiled programs" in shown and "expected wall time" in shown
+    assert "3 points, 1 compiled program," in shown and "expected wall time" in shown
 
 
 def test_a_finished_sweep_is_left_alone(trunks):

@@ -25,7 +25,7 @@ from gptjax.scaling.laws.optimum import Cost, Optimum
 from gptjax.scaling.laws.registry import LAWS, formulas, get_law
 from gptjax.scaling.laws.summary import holdout_summary, isoflop_summary, summary
 from gptjax.scaling.laws.two_step import TwoStep, fit_two_step
-from gptjax.scaling.laws.words import doubts, interval_text
+from gptjax.scaling.laws.words import doubts, ends_text, interval_text, is_open
 from gptjax.scaling.table import Runs
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "TwoStep",
     "bootstrap",
     "doubts",
+    "ends_text",
     "envelope",
     "fit_chart",
     "fit_law",
@@ -55,6 +56,7 @@ __all__ = [
     "holdout",
     "holdout_summary",
     "interval_text",
+    "is_open",
     "isoflop",
     "isoflop_summary",
     "plot_fit",

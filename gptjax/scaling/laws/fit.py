@@ -242,8 +242,9 @@ def describe(
     scale = scale_of(objective, best.raw)
     errors = np.sqrt(np.maximum(np.diag(covariance(objective, best.raw, scale)), 0))
     aic, bic = information(objective, best.raw)
-    total = np.sum((target - target.mean()) ** 2)
-    varies = np.ptp(target) > 1e-9 * np.abs(target).max()
+    unit = np.abs(target).max() or 1.0  # squares of huge targets would overflow
+    total = np.sum(((target - target.mean()) / unit) ** 2)
+    varies = np.ptp(target) > 1e-9 * unit
     parameters = law.to_values(best.raw)
     fit = Fit(
         law=law,
@@ -262,7 +263,7 @@ def describe(
         starts_agreeing=len(agreeing),
         spread=spread,
         residuals=-residual,
-        r2=float(1 - np.sum(missed**2) / total) if varies else float("nan"),
+        r2=float(1 - np.sum((missed / unit) ** 2) / total) if varies else float("nan"),
         aic=aic,
         bic=bic,
         cost=Cost.of(runs),

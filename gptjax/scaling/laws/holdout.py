@@ -28,9 +28,9 @@ class Score:
     name: str
     mean_absolute: float
     root_mean_square: float
-    bias: float  # mean of predicted minus observed
+    bias: float  # mean of observed minus predicted
     worst: float
-    errors: np.ndarray  # predicted minus observed, [held-out runs]
+    errors: np.ndarray  # observed minus predicted, [held-out runs]
     baseline: bool
     flags: tuple[str, ...] = ()
 
@@ -120,7 +120,7 @@ def frontier(runs: Runs) -> Runs:
 
 
 def _score(name, predicted, held_out: Runs, baseline: bool, flags=()) -> Score:
-    errors = np.log(predicted) - np.log(held_out.loss)
+    errors = np.log(held_out.loss) - np.log(predicted)
     return Score(
         name=name,
         mean_absolute=float(np.mean(np.abs(errors))),

@@ -11,21 +11,34 @@ DOUBTS = ("unconverged", "no variation", "gross outlier", "floor not identified"
           "q not identified", "negative exponent")  # fmt: skip
 
 
-def is_open(estimate: float, end: float | None) -> bool:
-    """Whether an end of an interval bounds nothing: 0 or infinity, or so far that it might be."""
-    if end is None or not math.isfinite(end):
-        return True
+def open_ends(estimate: float, low: float | None, high: float | None) -> tuple[bool, bool]:
+    """Which ends of an interval bound nothing: 0 of what is positive, infinity, or nearly so.
+
+    None is an end that is not finite, as in JSON; NaN is no end at all, and not open.
+    """
     size = abs(estimate)
-    return end != estimate and (
-        abs(end) > MEANINGLESS * size > 0 or (size > 0 and 0 <= end < size / MEANINGLESS)
-    )
+    far = MEANINGLESS * max(size, 1e-6)
+
+    def beyond(end: float | None) -> bool:
+        return end is None or math.isinf(end) or abs(end) > far
+
+    near_zero = low is not None and 0 <= low <= size / MEANINGLESS and low < estimate
+    return beyond(low) or near_zero, beyond(high)
+
+
+def is_open(interval: Interval) -> bool:
+    """Whether an end of a known interval bounds nothing."""
+    return any(open_ends(interval.estimate, interval.low, interval.high))
 
 
 def ends_text(estimate: float, low: float | None, high: float | None, form: str = ".4g") -> str:
     """`[0.86, 1.08]`, with `open` for an end that bounds nothing; empty without an interval."""
     if any(end is not None and math.isnan(end) for end in (low, high)):
         return ""
-    texts = ["open" if is_open(estimate, end) else format(end, form) for end in (low, high)]
+    opened = open_ends(estimate, low, high)
+    texts = [
+        "open" if off else format(end, form) for off, end in zip(opened, (low, high), strict=True)
+    ]
     return f"[{', '.join(texts)}]"
 
 
@@ -43,12 +56,7 @@ def doubts(fit: Fit, intervals: Mapping[str, Interval] | None = None) -> str:
     """
     said = [flag.partition(":")[0] for flag in fit.flags]
     found = [kind for kind in DOUBTS if kind in said]
-    wide = [
-        name
-        for name, interval in (intervals or {}).items()
-        if not math.isnan(interval.low)
-        and (is_open(interval.estimate, interval.low) or is_open(interval.estimate, interval.high))
-    ]
+    wide = [name for name, interval in (intervals or {}).items() if is_open(interval)]
     if wide:
         found.append(f"open interval of {', '.join(wide)}")
     return ", ".join(found)
