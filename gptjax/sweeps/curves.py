@@ -1,6 +1,6 @@
 """The training curves of a sweep's points, thinned, and what a step took without compilation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +11,40 @@ from gptjax.scaling.table import Runs
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.training.workdir import MetricsLog
 
+CHECKS = 4  # evaluations along a run from which on they are a curve
 POINTS = 120  # of a thinned curve, evenly in log steps
 SMOOTH = 0.05  # the trailing mean takes this share of the steps so far
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Training loss along one run, a trailing mean, each [points]."""
+    """Training loss along one run, a trailing mean, each [points], and validation loss."""
 
     flops: np.ndarray
     tokens: np.ndarray
     loss: np.ndarray
     seconds: float  # of all steps but for what the first took: compilation and the loading of data
+    pace: float = np.nan  # seconds of all steps as the median one took, without evaluations, saves
+    check_flops: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [evaluations]
+    check_loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether the run was evaluated often enough for a curve of it."""
+        return len(self.check_flops) >= CHECKS
+
+    def line(self, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(FLOPs, loss) of the evaluations or of the training curve."""
+        return (self.check_flops, self.check_loss) if held_out else (self.flops, self.loss)
 
 
 def read_curve(metrics: Path) -> Curve | None:
     """The curve in a metrics.jsonl; None when there are not two finite steps in it."""
     try:
-        rows = [row for row in MetricsLog(metrics).rows() if "loss" in row and "flops" in row]
+        every = [row for row in MetricsLog(metrics).rows() if "flops" in row]
     except (BadInput, OSError):  # a damaged log costs its curve, not the report
         return None
+    rows = [row for row in every if "loss" in row]
     loss = np.array([row["loss"] for row in rows], dtype=float)
     rows = [row for row, good in zip(rows, np.isfinite(loss), strict=True) if good]
     if len(rows) < 2:
@@ -44,7 +58,17 @@ def read_curve(metrics: Path) -> Curve | None:
     chosen = np.unique(np.geomspace(1, len(rows), POINTS).round().astype(int)) - 1
     steps = step[-1] - step[0]
     per_step = (seconds[-1] - seconds[0]) / steps if steps > 0 else np.nan
-    return Curve(flops[chosen], tokens[chosen], mean[chosen], float(per_step * step[-1]))
+    gaps = np.diff(seconds) / np.maximum(np.diff(step), 1)
+    checks = [row for row in every if np.isfinite(row.get("validation_loss", np.nan))]
+    return Curve(
+        flops[chosen],
+        tokens[chosen],
+        mean[chosen],
+        float(per_step * step[-1]),
+        float(np.median(gaps) * step[-1]),
+        np.array([row["flops"] for row in checks], dtype=float),
+        np.array([row["validation_loss"] for row in checks], dtype=float),
+    )
 
 
 def read_curves(folder: SweepFolder) -> dict[str, Curve]:

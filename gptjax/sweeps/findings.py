@@ -31,7 +31,9 @@ def summary(findings: Findings, unit: str) -> list[str]:
         f"{runs.flops[best]:.3g} FLOPs."
     ]
     main = findings.main
-    if not findings.laws:
+    if not findings.laws and findings.analysis.compare:
+        pass  # the comparison is what was asked for
+    elif not findings.laws:
         lines.append("No law was asked for.")
     elif main is None:
         lines.append("No law is fitted: " + "; ".join(f"{law.why}" for law in findings.laws) + ".")

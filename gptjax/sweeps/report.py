@@ -1,5 +1,7 @@
 """The report of a sweep: report.html, the same figures as PNG, law.json and runs.csv.
 
+Where the analysis compares the values of a field, it begins with them, also in ablation.json.
+
 Everything is made from the sweep's folder alone and comes out the same for the same folder, so
 that reports can be compared line by line.
 """
@@ -15,6 +17,13 @@ from gptjax.errors import BadInput
 from gptjax.experiment import flatten
 from gptjax.scaling.chart import Chart
 from gptjax.scaling.table import Runs
+from gptjax.sweeps.ablation import Ablation, ablate
+from gptjax.sweeps.ablation_page import (
+    ablation_charts,
+    ablation_json,
+    ablation_section,
+    ablation_summary,
+)
 from gptjax.sweeps.analysis import Findings, analyse
 from gptjax.sweeps.curves import Curve, read_curves, shared_with_trunks
 from gptjax.sweeps.figures import charts
@@ -56,14 +65,36 @@ def write_report(folder: SweepFolder) -> Report:
     findings = findings_of(folder, curves)
     unit = UNITS[findings.analysis.loss]
     drawn = charts(findings, curves, unit)
+    ablation = ablation_of(folder, findings.analysis, curves)
+    if ablation is not None:
+        drawn = (*ablation_charts(ablation, curves, unit), *drawn)
+        tree = {"sweep": folder.name, **ablation_json(ablation, unit)}
+        write_json(folder.path / "ablation.json", tree)
     write_figures(folder.path / "figures", drawn)
     write_json(folder.path / "law.json", {"sweep": folder.name, **findings_json(findings)})
     with storage_errors(f"write {folder.path / 'runs.csv'}"):
         every_point(folder, states, findings, curves).to_csv(folder.path / "runs.csv")
-    body = report_body(folder, states, findings, drawn, curves)
+    body = report_body(folder, states, findings, drawn, curves, ablation)
     out = folder.path / "report.html"
     write_whole(out, page(f"{folder.name}: report of a sweep", body).encode())
-    return Report(out, summary(findings, unit))
+    return Report(out, sentences(findings, ablation))
+
+
+def sentences(findings: Findings, ablation: Ablation | None) -> list[str]:
+    """The report in a few sentences; what was compared comes first."""
+    unit = UNITS[findings.analysis.loss]
+    compared = [] if ablation is None else ablation_summary(ablation, unit)
+    return [*compared, *summary(findings, unit)]
+
+
+def ablation_of(folder: SweepFolder, analysis: Analysis, curves) -> Ablation | None:
+    """What the compared values of a field came to; None where none are, or the loss is absent."""
+    if not analysis.compare:
+        return None
+    try:
+        return ablate(folder.points, folder.runs(analysis).finite(), analysis, curves)
+    except BadInput:  # a loss that is absent stands in the remarks
+        return None
 
 
 def findings_of(folder: SweepFolder, curves: dict[str, Curve]) -> Findings:
@@ -141,6 +172,7 @@ def report_body(
     findings: Findings,
     drawn: tuple[Chart, ...],
     curves: dict[str, Curve],
+    ablation: Ablation | None = None,
 ) -> str:
     """The page between its head and its script."""
     unit = UNITS[findings.analysis.loss]
@@ -152,10 +184,12 @@ def report_body(
     parts = [
         f"<h1>{html.escape(folder.name)}</h1>",
         f'<p class="lead">A sweep of {len(states)} points: {stand}.</p>',
-        '<div class="summary">' + bullets(summary(findings, unit)) + "</div>",
+        '<div class="summary">' + bullets(sentences(findings, ablation)) + "</div>",
     ]
     if findings.remarks:
         parts.append(bullets(list(findings.remarks), "plain flags"))
+    if ablation is not None:
+        parts.append(ablation_section(ablation, unit))
     if drawn:
         parts.append("<h2>Figures</h2>")
         parts += [figure(chart, place) for place, chart in enumerate(drawn, 1)]

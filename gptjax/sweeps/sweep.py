@@ -31,6 +31,8 @@ class Analysis:
     holdout: float = 1.0  # points of more than 1/k of the largest budget are predicted, not fitted
     bootstrap: int = 200  # resamples for intervals
     predict: tuple[str, ...] = ()  # budgets in FLOPs, such as "1e20", to extrapolate to
+    compare: str = ""  # a field of the grid, of which the values are compared at equal compute
+    reference: str = ""  # the value that others are compared with; "": the grid's first
 
     def validate(self) -> None:
         check_types("analysis", self)
@@ -45,6 +47,11 @@ class Analysis:
                 good = False
             if not good:
                 raise BadInput(f"analysis.predict holds {text!r}; give FLOPs, such as '1e20'")
+        if self.reference and not self.compare:
+            raise BadInput(
+                f"analysis.reference is {self.reference!r}, but nothing is compared: give "
+                "analysis.compare a field of the grid"
+            )
         from gptjax.scaling.laws import get_law
 
         for law in self.laws:
@@ -162,6 +169,9 @@ class Sweep:
             self._check_design()
         self.analysis.validate()
         _ = self.points  # each is checked as it is made
+        from gptjax.sweeps.ablation import check_compared
+
+        check_compared(self.points, self.analysis)
         if self.budget and not self.flops <= self.budget * 1.001:
             raise BadInput(
                 f"sweep {self.name} takes {self.flops:.3g} FLOPs, more than its budget of "
