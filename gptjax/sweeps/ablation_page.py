@@ -48,9 +48,7 @@ def ablation_summary(ablation: Ablation, unit: str) -> list[str]:
             lines.append(f"{ablation.field}{at}: no point has finished.")
             continue
         best = ranked[0]
-        text = (
-            f"{ablation.field}{at}: the lowest loss is that of {best.value}, {_mean(best, unit)}"
-        )
+        text = f"{ablation.field}{at}: the lowest loss is that of {best.value}, {_mean(best, unit)}"
         if first is not None:
             text += f"; against {first[1].value}, the next: {verdict(first[2], unit)}"
         lines.append(text + ".")
