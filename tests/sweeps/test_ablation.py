@@ -11,8 +11,9 @@ from scipy import stats
 from gptjax import Analysis, Sweep
 from gptjax.errors import BadInput
 from gptjax.scaling.table import Runs
-from gptjax.sweeps.ablation import ablate, alike, lead, mean_interval, welch
+from gptjax.sweeps.ablation import ablate, lead, mean_interval, welch
 from gptjax.sweeps.ablation_page import ablation_json, ablation_summary, verdict
+from gptjax.sweeps.alike import alike
 from gptjax.sweeps.curves import Curve
 from gptjax.sweeps.grid import rows, values
 from gptjax.sweeps.ledger import State
