@@ -14,10 +14,12 @@ from gptjax.scaling.table import Runs
 from gptjax.sweeps.ablation import ablate, lead, mean_interval, welch
 from gptjax.sweeps.ablation_page import ablation_json, ablation_summary, verdict
 from gptjax.sweeps.alike import alike
-from gptjax.sweeps.curves import Curve
+from gptjax.sweeps.curves import Curve, read_curve
 from gptjax.sweeps.grid import rows, values
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.report import write_report
+from gptjax.sweeps.runner import run_sweep
+from tests.conftest import changed
 from tests.sweeps.synthetic import BASE, fake
 
 FIELD = "model.activation"
@@ -186,3 +188,18 @@ def test_few_finished_points_are_told_in_words(tmp_path, done):
     folder = fake(tmp_path / "runs", sweep, states=states)
     said = write_report(folder).summary
     assert ("no point has finished" in said[0]) == (done == 0)
+
+
+def test_a_real_sweep_is_compared(tiny, tmp_path):
+    base = changed(tiny, train={"tokens": 0, "steps": 8, "sample_tokens": 0, "eval_every": 2})
+    grid = values("optim.lr", 1e-3, 1e-2) * values("train.seed", 0, 1)
+    sweep = Sweep("rates", base, grid, Analysis(laws=(), compare="optim.lr", reference="1e-2"))
+    result = run_sweep(sweep, tmp_path / "rates", launcher="here")
+    write_report(result.folder)
+    tree = json.loads((result.folder.path / "ablation.json").read_text())
+    slow, fast = tree["comparisons"][0]["values"]
+    assert tree["comparisons"][0]["lowest"] == "0.01" and fast["difference"] is None
+    assert slow["paired"] and slow["difference"]["estimate"] > 0
+    assert all(seconds > 0 for seconds in slow["seconds"]) and len(slow["losses"]) == 2
+    curve = read_curve(result.folder.workdir(fast["points"][0]) / "metrics.jsonl")
+    assert curve.has_checks and curve.check_loss[-1] == pytest.approx(fast["losses"][0])
