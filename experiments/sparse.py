@@ -86,6 +86,17 @@ def text_patterns(stride: int, columns: int, band: int) -> dict[str, str]:
 def sparse_enwik_like() -> Sweep:
     """Dense attention against six sparse patterns on 2048 bytes of Python, at equal FLOPs.
 
+    230K parameters (4 layers of width 64, two heads of 32) in batches of one window. Every run
+    gets 3e12 FLOPs of the ledger: 331 steps of the dense model, 1046 of the sparsest one.
+
+    - Stride and block are 64, the power of two above the root of 2048 (45.3). As merged heads
+      (arXiv 1904.10509, section 5.2) a query reads 79 keys in the mean (strided) or 95 (fixed, 4
+      columns), as heads or layers of their own 40; dense it reads 1024.
+    - The band of GPT-3's alternating layers (arXiv 2005.14165; its width is not published) and of
+      the window alone is 128, a sixteenth of the length.
+    - Of the rates 0.004, 0.008 and 0.016 the middle one was best at 8e11 FLOPs (seed 0) for the
+      dense pattern (2.950, 2.891, 2.906 nats) and for the strided one (2.578, 2.558, 2.611).
+
     python experiments/run.py --exp=sparse_enwik_like
     """
     base = text_run(length=2048, width=64, layers=4, heads=2, batch=1, lr=0.008)
@@ -154,6 +165,14 @@ IMAGE_PATTERNS = {
 @register
 def sparse_digits() -> Sweep:
     """Dense attention against five patterns of images on 8x8 digits, at equal FLOPs.
+
+    53K parameters (4 layers of width 32, two heads), images as sequences of 64 grey levels after a
+    separator, loss in bits per dimension (a uniform guess has 4.09). 3e11 FLOPs for each run, some
+    ten epochs of 1,418 images: attention is a small part of them at 64 tokens, so all patterns
+    see about as many images, and what is compared is what they attend to. Five seeds.
+
+    Of the rates 0.004, 0.008 and 0.016 the last was best for seed 0 (image_row: 1.890, 1.865,
+    1.830; dense: 1.992 and 1.953 at the upper two); higher ones were not tried.
 
     python experiments/run.py --exp=sparse_digits
     """

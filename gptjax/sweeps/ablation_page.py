@@ -165,38 +165,34 @@ def ablation_charts(
 
 def _lines(arm: Arm, curves, axis: str, held_out: bool, color: str, unit: str) -> list[Series]:
     """The mean over an arm's seeds with its band, and its final losses."""
-    lines, ends, said = [], [], []
-    for name, loss in zip(arm.names, arm.loss, strict=True):
-        if name not in curves:
-            continue
-        curve = curves[name]
-        x, y = curve.line(held_out)
-        pace = curve.pace / curve.flops[-1] if axis == "seconds" else 1.0
-        if not math.isfinite(pace) or pace <= 0:
-            continue
-        lines.append((x * pace, y))
-        ends.append((curve.flops[-1] * pace, float(loss)))
-        said.append(f"<b>{html.escape(name)}</b><br>final loss {loss:.4f} {unit}")
-    if not lines:
+    known = [(n, loss) for n, loss in zip(arm.names, arm.loss, strict=True) if n in curves]
+    lines = [curves[name].line(held_out) for name, _ in known]
+    flops = np.array([curves[name].flops[-1] for name, _ in known])
+    pace = np.array([curves[name].pace for name, _ in known]) / flops  # seconds of a FLOP
+    scale = pace if axis == "seconds" else np.ones(len(known))
+    if not known or not (np.isfinite(scale) & (scale > 0)).all():
         return []
-    low, high = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
-    low = max(low, high / DRAWN)
-    grid = np.geomspace(low, high, 60) if low < high else np.array([high])
+    grid = _shared_grid([x for x, _ in lines])
     each = np.stack([np.interp(np.log(grid), np.log(x), y) for x, y in lines])
     band = {"low": each.min(axis=0), "high": each.max(axis=0)} if len(each) > 1 else {}
+    said = (f"<b>{html.escape(n)}</b><br>final loss {loss:.4f} {unit}" for n, loss in known)
     style = {"color": color, "group": arm.value}
+    losses = [float(loss) for _, loss in known]
+    ends = {"style": "points", "hover": tuple(said), "size": 7, **style}
     return [
-        Series(arm.value, grid, each.mean(axis=0), **style, **band),
-        Series(
-            arm.value,
-            [x for x, _ in ends],
-            [y for _, y in ends],
-            "points",
-            hover=tuple(said),
-            size=7,
-            **style,
-        ),
+        Series(arm.value, grid * scale.mean(), each.mean(axis=0), **style, **band),
+        Series(arm.value, flops * scale, losses, **ends),
     ]
+
+
+def _shared_grid(lines: list[np.ndarray]) -> np.ndarray:
+    """Where all curves of an arm are told; their own places where these are the same."""
+    first = lines[0]
+    low, high = max(x[0] for x in lines), min(x[-1] for x in lines)
+    if all(len(x) == len(first) and np.allclose(x, first) for x in lines):
+        return first[first >= high / DRAWN]
+    low = max(low, high / DRAWN)
+    return np.geomspace(low, high, 60) if low < high else np.array([high])
 
 
 def _chart(ablation, stem: str, at: str, label: str, series, held_out: bool, unit: str) -> Chart:
@@ -215,8 +211,8 @@ def _chart(ablation, stem: str, at: str, label: str, series, held_out: bool, uni
             f"{what}, the mean over seeds with a band from the lowest to the highest one; markers "
             "are final losses. A click on a name in the legend hides or shows it. "
             + (
-                "Seconds are steps at the run's median pace, without compilation, evaluations "
-                "and saves."
+                "Seconds are steps at the median pace of a run, the mean over seeds, without "
+                "compilation, evaluations and saves."
                 if stem.startswith("seconds")
                 else "FLOPs are the ledger's."
             )

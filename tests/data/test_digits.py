@@ -3,15 +3,19 @@
 import dataclasses
 import math
 import sys
+from collections import namedtuple
 
 import numpy as np
 import pytest
 
-from gptjax import DataConfig, DecoderConfig, Experiment, OptimConfig, TrainConfig, fit
+from gptjax import DataConfig, DecoderConfig, Experiment, TrainConfig
 from gptjax.data import prepare
 from gptjax.data.corpora import digits
 from gptjax.errors import BadInput
-from gptjax.parallel.mesh import MeshConfig
+from gptjax.evaluation.perplexity import Perplexity
+from gptjax.parallel.mesh import MeshConfig, make_mesh
+
+Sums = namedtuple("Sums", "nats tokens correct")
 
 CONFIG = DataConfig(
     corpus="digits",
@@ -69,23 +73,16 @@ def test_without_scikit_learn_one_line_says_what_to_do(monkeypatch, tmp_path):
         prepare(config, lambda line: None)
 
 
-def test_a_run_tells_bits_per_dimension(cached, tmp_path):
-    config, _ = cached
-    model = DecoderConfig(
-        vocab_size=18, context_length=65, num_layers=1, d_model=8, num_heads=2, positions="learned"
-    )
-    with pytest.raises(BadInput, match=r"smaller than the 18 symbols of digits"):
-        small = dataclasses.replace(model, vocab_size=17)
-        Experiment(name="images", model=small, data=config, train=TrainConfig(steps=1)).validate()
-    experiment = Experiment(
-        name="images",
-        model=model,
-        data=config,
-        optim=OptimConfig(lr=0.01),
-        train=TrainConfig(steps=3, eval_batches=2, sample_tokens=0),
-        mesh=MeshConfig(data=1),  # one device compiles soonest
-    )
-    figures = fit(experiment, tmp_path / "run").figures
-    expected = figures["validation_loss"] / math.log(2) * 65 / 64
-    assert figures["bits_per_dimension"] == pytest.approx(expected)
-    assert figures["bits_per_dimension"] == pytest.approx(2 * figures["bits_per_byte"])
+def test_the_loss_is_told_per_dimension(cached):
+    _, dataset = cached
+    mesh = make_mesh(MeshConfig(data=1))
+    sums = {"nats": 650.0, "tokens": 325.0, "correct": 0.0}  # of five images
+    told = Perplexity(lambda params, batch: Sums(**sums), dataset, 1, mesh, {})
+    figures = told(None)
+    assert figures["bits_per_dimension"] == pytest.approx(650 / math.log(2) / 320)
+
+
+def test_a_model_without_the_levels_is_refused():
+    model = DecoderConfig(vocab_size=17, context_length=65, num_heads=2)
+    with pytest.raises(BadInput, match="smaller than the 18 symbols of digits"):
+        Experiment(name="images", model=model, data=CONFIG, train=TrainConfig(steps=1)).validate()
