@@ -27,7 +27,7 @@ def at_equal_flops(
     A seed is one of weights and of the order of the data. Names are those of `patterns`.
     """
     found = []
-    for seed in range(seeds):  # a sweep that is cut short has some seeds of every pattern
+    for seed in range(seeds):
         for name, pattern in patterns.items():
             attention = dataclasses.replace(base.model.attention, pattern=pattern)
             model = dataclasses.replace(base.model, attention=attention)
