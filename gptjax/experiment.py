@@ -120,11 +120,11 @@ class Experiment:
                 f"model.vocab_size = {self.model.vocab_size} is too small for bytes and their "
                 "separator: give 257 or more"
             )
-        symbols = self.data.facts.vocab_size
+        symbols = self.data.symbols + 1
         if self.data.tokenizer == "symbols" and self.model.vocab_size < symbols:
             raise BadInput(
                 f"model.vocab_size = {self.model.vocab_size} is smaller than the {symbols} symbols "
-                f"of data.facts; give --model.vocab_size={symbols}"
+                f"of {self.data.corpus}; give --model.vocab_size={symbols}"
             )
         trained = self.data.tokenizer in ("bpe", "unigram") and not self.data.tokenizer_file
         if trained and self.data.vocab_size > self.model.vocab_size:

@@ -270,7 +270,7 @@ def settled(plan: Plan) -> dict[str, str]:
     if e.train.steps and e.train.tokens:
         said["train.tokens"] = f"{e.tokens} (by train.steps, in the place of {e.train.tokens})"
     if e.data.tokenizer in ("bytes", "symbols"):
-        ids = 257 if e.data.tokenizer == "bytes" else e.data.facts.vocab_size
+        ids = 257 if e.data.tokenizer == "bytes" else e.data.symbols + 1
         said["data.vocab_size"] = f"{ids} (derived)"
     return said
 

@@ -25,7 +25,7 @@ def check(config: DataConfig) -> int:
     Downloads and names of TFDS sets are left to `prepare`.
     """
     config.validate()
-    ids = {"bytes": 257, "symbols": config.facts.vocab_size}.get(config.tokenizer)
+    ids = {"bytes": 257, "symbols": config.symbols + 1}.get(config.tokenizer)
     if ids is None:
         ids = config.vocab_size
     if config.tokenizer_file:

@@ -9,7 +9,8 @@ from typing import Literal
 from gptjax.data.zipf import ZipfFacts
 from gptjax.errors import BadInput, check_types, did_you_mean
 
-CORPORA = ("pycode", "shakespeare", "files", "zipf_facts")
+CORPORA = ("pycode", "shakespeare", "files", "zipf_facts", "digits")
+IMAGES = {"digits": (64, 17)}  # corpora of images: pixels, grey levels
 MAX_SENTENCEPIECE_VOCAB = 1 << 20  # beyond it the trainer takes all memory and ends the process
 MAX_WORKERS = 1024  # each is a thread
 MIN_SENTENCEPIECE_VOCAB = 320  # 256 bytes, the separator, the escapes and some letters
@@ -25,11 +26,13 @@ class DataConfig:
     `positions="document"` it carries `positions`.
     """
 
-    corpus: str = "pycode"  # pycode | shakespeare | files | zipf_facts | tfds:NAME
+    corpus: str = "pycode"  # pycode | shakespeare | files | zipf_facts | digits | tfds:NAME
     files: tuple[str, ...] = ()  # globs of .txt, .jsonl, .gz, .zst (also .jsonl.zst)
     text_key: str = "text"  # field of a JSON line or feature of a TFDS example
     facts: ZipfFacts = field(default_factory=ZipfFacts)  # of the corpus zipf_facts
-    tokenizer: Literal["bytes", "bpe", "unigram", "symbols"] = "bytes"  # symbols: of zipf_facts
+    tokenizer: Literal["bytes", "bpe", "unigram", "symbols"] = (
+        "bytes"  # symbols: zipf_facts, digits
+    )
     vocab_size: int = 8192  # of a sentencepiece model trained here; bytes has 257
     tokenizer_file: str = ""  # an existing sentencepiece model instead of a trained one
     batch_size: int = 16  # sequences in a global batch
@@ -43,6 +46,11 @@ class DataConfig:
     positions: Literal["window", "document"] = "window"  # document = 0 at each document start
     workers: int = 0  # threads that read ahead; the order and the state do not depend on it
     cache_dir: str = ""  # "" = $GPTJAX_CACHE or ~/.cache/gptjax
+
+    @property
+    def symbols(self) -> int:
+        """Ids of the tokenizer `symbols` but its separator."""
+        return IMAGES[self.corpus][1] if self.corpus in IMAGES else self.facts.symbols
 
     def validate(self) -> None:
         """Raise `BadInput` for the first field that cannot be used; reads no file."""
@@ -100,11 +108,14 @@ class DataConfig:
 
     def _validate_facts(self) -> None:
         """What the exact entropy of zipf_facts rests on: whole facts, each seen by itself."""
-        if (self.corpus == "zipf_facts") != (self.tokenizer == "symbols"):
+        made = self.corpus == "zipf_facts" or self.corpus in IMAGES
+        if made != (self.tokenizer == "symbols"):
             raise BadInput(
                 f"data.tokenizer={self.tokenizer!r} does not go with data.corpus={self.corpus!r}; "
-                "the corpus zipf_facts and the tokenizer symbols belong together"
+                "the corpora zipf_facts and digits and the tokenizer symbols belong together"
             )
+        if self.corpus in IMAGES:
+            self._validate_images()
         if self.corpus != "zipf_facts":
             if self.facts != ZipfFacts():
                 raise BadInput(
@@ -127,6 +138,21 @@ class DataConfig:
         if self.long_documents != "split":
             raise BadInput(
                 f"data.long_documents={self.long_documents!r} would drop facts; set it to 'split'"
+            )
+
+    def _validate_images(self) -> None:
+        """An image and its separator fill a window, or several fill it whole."""
+        unit = IMAGES[self.corpus][0] + 1
+        if self.sequence_length % unit:
+            whole = max(round(self.sequence_length / unit), 1) * unit
+            raise BadInput(
+                f"data.sequence_length={self.sequence_length} cuts images of {unit - 1} pixels and "
+                f"a separator; the nearest that does not is {whole}"
+            )
+        if self.document_attention != "within" or self.long_documents != "split":
+            raise BadInput(
+                "images are predicted each by itself: set data.document_attention to 'within' and "
+                "data.long_documents to 'split'"
             )
 
 

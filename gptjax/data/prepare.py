@@ -173,7 +173,7 @@ def _counted(config: DataConfig, corpus: dict) -> int | None:
         kind = config.tokenizer
         sha256 = read_sentencepiece(config.tokenizer_file, kind).sha256
     elif config.tokenizer in ("bytes", "symbols"):
-        plain = {"bytes": ByteTokenizer, "symbols": lambda: SymbolTokenizer(config.facts.symbols)}
+        plain = {"bytes": ByteTokenizer, "symbols": lambda: SymbolTokenizer(config.symbols)}
         made = plain[config.tokenizer]()
         kind, sha256 = made.kind, made.sha256
     else:
@@ -236,7 +236,7 @@ class _Parts:
         if config.tokenizer == "bytes":
             return ByteTokenizer()
         if config.tokenizer == "symbols":
-            return SymbolTokenizer(config.facts.symbols)
+            return SymbolTokenizer(config.symbols)
         folder = _tokenizer_folder(config, chosen)
         prepared(folder, self._train_tokenizer, self.report)
         return load_tokenizer(folder)

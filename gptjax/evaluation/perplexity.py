@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptjax.data.config import IMAGES
 from gptjax.training.loop import to_mesh
 
 
@@ -15,7 +16,7 @@ class Perplexity:
     """Called with parameters under a mesh, it gives a row of validation figures.
 
     Bits per byte divide all nats by the UTF-8 bytes of the predicted text; separators between
-    documents cost nats and hold no byte.
+    documents cost nats and hold no byte. Of images they are also told per dimension, a pixel.
     """
 
     eval_step: Any
@@ -34,11 +35,16 @@ class Perplexity:
         size = _over_processes(size)
         nats = math.fsum(float(s.nats) for s in sums)
         tokens = math.fsum(float(s.tokens) for s in sums)
-        return {
+        figures = {
             "validation_loss": nats / tokens,
             "bits_per_byte": nats / math.log(2) / size,
             "validation_accuracy": math.fsum(float(s.correct) for s in sums) / tokens,
         }
+        image = IMAGES.get(self.dataset.config.corpus)
+        if image is not None:  # windows hold whole images, each with one separator
+            pixels = tokens * image[0] / (image[0] + 1)
+            figures["bits_per_dimension"] = nats / math.log(2) / pixels
+        return figures
 
 
 def _over_processes(number: int) -> int:

@@ -39,7 +39,7 @@ class Curve:
 
 
 def read_curve(metrics: Path) -> Curve | None:
-    """The curve in a metrics.jsonl; None when there are not two finite steps in it."""
+    """The curve in a metrics.jsonl, nats; None when there are not two finite steps in it."""
     try:
         every = [row for row in MetricsLog(metrics).rows() if "flops" in row]
     except (BadInput, OSError):  # a damaged log costs its curve, not the report

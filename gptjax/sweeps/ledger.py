@@ -30,8 +30,8 @@ DEATHS = 10  # in a row without a newer checkpoint, until a point counts as fail
 Status = Literal["waiting", "done", "diverged", "failed"]
 FINISHED = ("done", "diverged", "failed")
 # Figures of a finished run that sweeps count with.
-FIGURES = ("validation_loss", "population_loss", "bits_per_byte", "parameters", "tokens", "flops",
-           "non_embedding_parameters", "steps", "seconds")  # fmt: skip
+FIGURES = ("validation_loss", "population_loss", "bits_per_byte", "bits_per_dimension", "steps",
+           "parameters", "non_embedding_parameters", "tokens", "flops", "seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)

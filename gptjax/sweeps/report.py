@@ -8,7 +8,11 @@ that reports can be compared line by line.
 
 import dataclasses
 import html
+<<<<<<< ours
 from collections.abc import Iterable
+=======
+import math
+>>>>>>> theirs
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +45,11 @@ FIGURES = {
     "status", "group", "used", "steps", "seconds", "training_seconds", "bits_per_byte",
     "all_parameters", "non_embedding_parameters", "predicted_loss", "error",
 }  # fmt: skip
-UNITS = {"validation_loss": "nats per token", "population_loss": "nats per token, population"}
+UNITS = {
+    "validation_loss": "nats per token",
+    "population_loss": "nats per token, population",
+    "bits_per_dimension": "bits per dimension",
+}
 
 
 class Report(NamedTuple):
@@ -62,7 +70,7 @@ def write_report(folder: SweepFolder) -> Report:
     when the folder cannot be written.
     """
     states = folder.ledger.states()
-    curves = read_curves(folder)
+    curves = in_unit(read_curves(folder), states, folder.analysis().loss)
     findings = findings_of(folder, curves)
     unit = UNITS[findings.analysis.loss]
     drawn = charts(findings, curves, unit)
@@ -79,6 +87,21 @@ def write_report(folder: SweepFolder) -> Report:
     out = folder.path / "report.html"
     write_whole(out, page(f"{folder.name}: report of a sweep", body).encode())
     return Report(out, [*sentences(findings, ablation), *findings.remarks])
+
+
+def in_unit(curves: dict[str, Curve], states: dict[str, State], loss: str) -> dict[str, Curve]:
+    """Curves, which are read in nats per token, as the loss of the report has them."""
+    if loss != "bits_per_dimension":
+        return curves
+    found = {}
+    for name, curve in curves.items():
+        figures = states[name].figures
+        factor = figures.get(loss, math.nan) / figures.get("validation_loss", math.nan)
+        if math.isfinite(factor):
+            found[name] = dataclasses.replace(
+                curve, loss=curve.loss * factor, check_loss=curve.check_loss * factor
+            )
+    return found
 
 
 def sentences(findings: Findings, ablation: Ablation | None) -> list[str]:

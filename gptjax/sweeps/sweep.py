@@ -27,7 +27,7 @@ class Analysis:
 
     laws: tuple[str, ...] = ("chinchilla", "kaplan_c")
     size: Literal["parameters", "non_embedding_parameters"] = "parameters"
-    loss: Literal["validation_loss", "population_loss"] = "validation_loss"
+    loss: Literal["validation_loss", "population_loss", "bits_per_dimension"] = "validation_loss"
     holdout: float = 1.0  # points of more than 1/k of the largest budget are predicted, not fitted
     bootstrap: int = 200  # resamples for intervals
     predict: tuple[str, ...] = ()  # budgets in FLOPs, such as "1e20", to extrapolate to

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gptjax import MeshConfig
+from gptjax import DataConfig, MeshConfig
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.objectives.next_token import LossSums
 from gptjax.parallel import make_mesh
@@ -12,6 +12,7 @@ from gptjax.parallel import make_mesh
 class TwoBatches:
     """Three tokens: `a` is one byte, `é` two, and the separator none."""
 
+    config = DataConfig()
     token_bytes = np.array([1, 2, 0], np.int32)
 
     def validation_batches(self, count, process_index, process_count):

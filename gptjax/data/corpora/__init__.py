@@ -3,6 +3,7 @@
 from gptjax.data.cache import Report
 from gptjax.data.config import DataConfig
 from gptjax.data.corpora.base import Corpus, DocumentStore
+from gptjax.data.corpora.digits import Digits
 from gptjax.data.corpora.files import Files
 from gptjax.data.corpora.pycode import PyCode
 from gptjax.data.corpora.shakespeare import Shakespeare
@@ -22,4 +23,6 @@ def make_corpus(config: DataConfig, report: Report) -> Corpus:
         return Shakespeare(config, report)
     if config.corpus == "zipf_facts":
         return ZipfCorpus(config, report)
+    if config.corpus == "digits":
+        return Digits(config, report)
     return PyCode(config, report)
