@@ -100,8 +100,9 @@ class SweepFolder:
             lost = [name for name in theirs if name not in folder.points]
             begun = [name for name in lost if folder.ledger.state(name).starts]
             if begun and not fork:
+                points = "1 point" if len(begun) == 1 else f"{len(begun)} points"
                 raise BadInput(
-                    f"{path} holds {len(begun)} points that {sweep.name} no longer has"
+                    f"{path} holds {points} that {sweep.name} no longer has"
                     f"{_in_words(changed_fields(rows, tree['points']))}: give another --workdir, "
                     "or --fork to go on with the new points and leave the old ones in points/"
                 )
