@@ -8,11 +8,8 @@ that reports can be compared line by line.
 
 import dataclasses
 import html
-<<<<<<< ours
-from collections.abc import Iterable
-=======
 import math
->>>>>>> theirs
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
