@@ -32,7 +32,7 @@ def verdict(difference: Interval, unit: str) -> str:
         return "no finished run to compare"
     way = "lower" if gap < 0 else "higher"
     if math.isnan(low):
-        return f"{way} by {abs(gap):.4f} {unit}; fewer than two seeds, so nothing can be told apart"
+        return f"{way} by {abs(gap):.4f} {unit}; a lone seed, so nothing can be told apart"
     if low <= 0 <= high:
         return f"not separable ({gap:+.4f} {unit} [{low:+.4f}, {high:+.4f}])"
     ends = sorted((abs(low), abs(high)))
@@ -78,7 +78,7 @@ def _mean(arm: Arm, unit: str) -> str:
 def share_words(arm: Arm) -> str:
     """`73% of the FLOPs [70%, 76% over seeds] for the reference's final loss`."""
     met = arm.share[np.isfinite(arm.share)]
-    if not len(arm.share):
+    if not _compared(arm):
         return ""
     if not len(met):
         return "the reference's final loss is not met"
@@ -88,10 +88,15 @@ def share_words(arm: Arm) -> str:
     return text
 
 
+def _compared(arm: Arm) -> bool:
+    """Whether both it and the reference have finished runs."""
+    return arm.difference is not None and math.isfinite(arm.difference.estimate)
+
+
 def _percent(arm: Arm) -> str:
     met = arm.share[np.isfinite(arm.share)]
     if not len(met):
-        return "not met" if arm.difference is not None and len(arm.share) else ""
+        return "not met" if _compared(arm) else ""
     text = f"{100 * met.mean():.0f}%"
     if len(met) > 1:
         text += f" ({100 * met.min():.0f}% to {100 * met.max():.0f}% over seeds)"

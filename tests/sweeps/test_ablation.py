@@ -79,8 +79,11 @@ def test_unequal_seeds_are_compared_by_welch():
     assert not gelu.paired and relu.unfinished == 1
     assert (gelu.difference.low, gelu.difference.high) == pytest.approx(tuple(expected))
     assert math.isnan(swiglu.difference.low) and swiglu.difference.estimate == pytest.approx(-1.45)
-    assert "fewer than two seeds" in verdict(swiglu.difference, UNIT)
+    assert "a lone seed" in verdict(swiglu.difference, UNIT)
     assert "1.0000 nats over 1 seed" in ablation_summary(found, UNIT)[0]
+    keep = [True] * 3 + [False] * 6  # nothing of the reference has finished
+    said = ablation_summary(found_in(sweep_of(KINDS * SEEDS, reference="relu"), losses, keep), UNIT)
+    assert said[1] == "gelu_tanh against relu: no finished run to compare."
     best, second, gap = lead(found.contrasts[0])
     assert (best.value, second.value) == ("swiglu", "gelu_tanh") and math.isnan(gap.low)
     json.dumps(ablation_json(found, UNIT), allow_nan=False)
