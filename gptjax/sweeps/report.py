@@ -19,13 +19,14 @@ from gptjax.errors import BadInput
 from gptjax.experiment import flatten
 from gptjax.scaling.chart import Chart
 from gptjax.scaling.table import Runs
-from gptjax.sweeps.ablation import Ablation, ablate, compared
+from gptjax.sweeps.ablation import Ablation, ablate
 from gptjax.sweeps.ablation_page import (
     ablation_charts,
     ablation_json,
     ablation_section,
     ablation_summary,
 )
+from gptjax.sweeps.alike import compared
 from gptjax.sweeps.analysis import Findings, analyse
 from gptjax.sweeps.curves import Curve, read_curves, shared_with_trunks
 from gptjax.sweeps.figures import charts

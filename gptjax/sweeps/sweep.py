@@ -174,7 +174,7 @@ class Sweep:
             self._check_design()
         self.analysis.validate()
         _ = self.points  # each is checked as it is made
-        from gptjax.sweeps.ablation import check_compared
+        from gptjax.sweeps.alike import check_compared
 
         check_compared(self.points, self.analysis)
         if self.budget and not self.flops <= self.budget * 1.001:

@@ -12,7 +12,7 @@ from scipy import stats
 from gptjax import Analysis, Sweep
 from gptjax.errors import BadInput
 from gptjax.scaling.table import Runs
-from gptjax.sweeps.ablation import ablate, alike, compared, lead, mean_interval, welch
+from gptjax.sweeps.ablation import ablate, lead, mean_interval, welch
 from gptjax.sweeps.ablation_page import (
     ablation_json,
     ablation_summary,
@@ -20,6 +20,7 @@ from gptjax.sweeps.ablation_page import (
     value_chart,
     verdict,
 )
+from gptjax.sweeps.alike import alike, compared
 from gptjax.sweeps.curves import Curve
 from gptjax.sweeps.grid import rows, values
 from gptjax.sweeps.ledger import State
