@@ -166,7 +166,7 @@ def override(
         except SystemExit as stop:
             if stop.code == 0:
                 raise
-    raise BadInput(_one_line(complaint.getvalue()))
+    raise BadInput(one_line(complaint.getvalue()))
 
 
 def _check_names(experiment, arguments: tuple[str, ...]) -> None:
@@ -207,7 +207,7 @@ def _unknown_option(typed: str, known: set[str]) -> BadInput | None:
     return BadInput(f"unknown option '--{typed}'; did you mean --{near[0]}?") if near else None
 
 
-def _one_line(box: str) -> str:
+def one_line(box: str) -> str:
     """The first paragraph of an error that was drawn as a box."""
     lines, boxed = [], "╭" in box
     for line in box.splitlines():
