@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from gptjax.data import DataConfig, Tokenizer, load_tokenizer, prepare
-from gptjax.data.tokenizers import MODEL
 from gptjax.errors import BadInput
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.experiment import Experiment
@@ -82,7 +81,7 @@ class Trained:
         if dataset.tokenizer.sha256 != self.tokenizer.sha256:
             raise BadInput(
                 f"the corpus now gives another tokenizer than {self.workdir} was trained with: "
-                f"set data.tokenizer_file to {self.workdir / 'tokenizer' / MODEL}"
+                f"set data.tokenizer to 'file' and data.tokenizer_file to {self._own_tokenizer}"
             )
         batches = batches or experiment.train.eval_batches
         perplexity = Perplexity(make_eval_step(experiment), dataset, batches, self.mesh, {})
@@ -90,10 +89,13 @@ class Trained:
             return perplexity(self.params)
 
     def _in_own_words(self, data: DataConfig) -> DataConfig:
-        if self.tokenizer.kind not in ("bpe", "unigram"):
+        if self.tokenizer.kind in ("bytes", "symbols"):
             return dataclasses.replace(data, tokenizer=self.tokenizer.kind)
-        own = str(self.workdir / "tokenizer" / MODEL)
-        return dataclasses.replace(data, tokenizer=self.tokenizer.kind, tokenizer_file=own)
+        return dataclasses.replace(data, tokenizer="file", tokenizer_file=str(self._own_tokenizer))
+
+    @property
+    def _own_tokenizer(self) -> Path:
+        return self.workdir / "tokenizer"
 
 
 def load(

@@ -11,7 +11,7 @@ from gptjax.data.corpora import make_corpus
 from gptjax.data.prepare import refuse_long
 from gptjax.data.splits import split_documents
 from gptjax.data.text_files import Enough, find_files, read_documents
-from gptjax.data.tokenizers import read_sentencepiece
+from gptjax.data.tokenizers import tokenizer_of
 from gptjax.errors import BadInput
 
 MOST_BYTES = 8 << 20  # of the user's files that are read
@@ -29,7 +29,7 @@ def check(config: DataConfig) -> int:
     if ids is None:
         ids = config.vocab_size
     if config.tokenizer_file:
-        ids = read_sentencepiece(config.tokenizer_file, config.tokenizer).vocab_size
+        ids = tokenizer_of(config.tokenizer_file, config.tokenizer).vocab_size
         shards.shard_dtype(ids)
     if config.corpus == "files":
         _check_files(config)

@@ -30,11 +30,10 @@ class DataConfig:
     files: tuple[str, ...] = ()  # globs of .txt, .jsonl, .gz, .zst (also .jsonl.zst)
     text_key: str = "text"  # field of a JSON line or feature of a TFDS example
     facts: ZipfFacts = field(default_factory=ZipfFacts)  # of the corpus zipf_facts
-    tokenizer: Literal["bytes", "bpe", "unigram", "symbols"] = (
-        "bytes"  # symbols: zipf_facts, digits
-    )
+    # symbols: of zipf_facts and digits; file: whatever tokenizer_file names
+    tokenizer: Literal["bytes", "bpe", "unigram", "symbols", "file"] = "bytes"
     vocab_size: int = 8192  # of a sentencepiece model trained here; bytes has 257
-    tokenizer_file: str = ""  # an existing sentencepiece model instead of a trained one
+    tokenizer_file: str = ""  # bpe, unigram: a sentencepiece model; file: a folder or a file
     batch_size: int = 16  # sequences in a global batch
     sequence_length: int = 256  # tokens
     max_bytes: int = 0  # about this much training text, documents in hash order; 0 = all
@@ -60,7 +59,12 @@ class DataConfig:
         if self.tokenizer in ("bytes", "symbols") and self.tokenizer_file:
             raise BadInput(
                 f"data.tokenizer_file is given but data.tokenizer is {self.tokenizer!r}; "
-                "set data.tokenizer to 'bpe' or 'unigram', or leave the file out"
+                "set data.tokenizer to 'file', or leave the file out"
+            )
+        if self.tokenizer == "file" and not self.tokenizer_file:
+            raise BadInput(
+                "data.tokenizer='file' needs data.tokenizer_file: a folder with a tokenizer.json, "
+                "vocab.json and merges.txt, vocab.txt or tokenizer.model, or one of these files"
             )
         if self.tokenizer in ("bpe", "unigram") and not self.tokenizer_file:
             _check_at_least("vocab_size", self.vocab_size, MIN_SENTENCEPIECE_VOCAB)

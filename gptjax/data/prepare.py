@@ -15,7 +15,7 @@ from gptjax.data.tokenizers import (
     SymbolTokenizer,
     Tokenizer,
     load_tokenizer,
-    read_sentencepiece,
+    tokenizer_of,
     train_sentencepiece,
 )
 from gptjax.errors import BadInput
@@ -23,7 +23,7 @@ from gptjax.errors import BadInput
 TOKENIZER_FORMAT = 1  # raise it when the training of tokenizers changes
 TOKENIZER_SAMPLE_BYTES = 20_000_000
 # Rough: pycode has 2.7 bytes a GPT-2 token, English prose 4 to 4.5; a symbol of facts is 2 bytes.
-BYTES_PER_TOKEN = {"bytes": 1.0, "symbols": 2.0, "bpe": 3.0, "unigram": 3.0}
+BYTES_PER_TOKEN = {"bytes": 1.0, "symbols": 2.0, "bpe": 3.0, "unigram": 3.0, "file": 3.0}
 
 
 class Dataset:
@@ -108,7 +108,7 @@ def prepare(config: DataConfig, report: Report | None = None) -> Dataset:
     config.validate()
     brought = None
     if config.tokenizer_file:
-        brought = read_sentencepiece(config.tokenizer_file, config.tokenizer)
+        brought = tokenizer_of(config.tokenizer_file, config.tokenizer)
         shards.shard_dtype(brought.vocab_size)
         if not brought.exact:
             report(
@@ -170,8 +170,8 @@ def _counted(config: DataConfig, corpus: dict) -> int | None:
     """Tokens of a training split that stands in the cache."""
     chosen = _chosen(config, corpus)
     if config.tokenizer_file:
-        kind = config.tokenizer
-        sha256 = read_sentencepiece(config.tokenizer_file, kind).sha256
+        brought = tokenizer_of(config.tokenizer_file, config.tokenizer)
+        kind, sha256 = brought.kind, brought.sha256
     elif config.tokenizer in ("bytes", "symbols"):
         plain = {"bytes": ByteTokenizer, "symbols": lambda: SymbolTokenizer(config.symbols)}
         made = plain[config.tokenizer]()
