@@ -97,7 +97,7 @@ def sweep_h100_25min() -> Sweep:
     """
     base = byte_run(length=512, lr=0.004)
     base = dataclasses.replace(
-        base, model=dataclasses.replace(base.model, compute_dtype="bfloat16", head_dim=0)
+        base, model=dataclasses.replace(base.model, compute_dtype="bfloat16")
     )
     rates = Rates(
         lr=0.004,

@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from gptjax.data.prepare import training_tokens
 from gptjax.experiment import Experiment, flatten
 from gptjax.memory import Need, device_memory, verdict
 from gptjax.models.decoder import param_axes
-from gptjax.ops.patterns import Pattern
+from gptjax.ops.kernels import PLATFORMS, choose_kernel
+from gptjax.ops.patterns import HeadPattern
+from gptjax.ops.shards import backend, on_platform
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.mesh import AXES, REST, abstract_mesh, check_mesh, make_mesh
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
@@ -97,8 +99,9 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     planned = max(devices, math.prod(experiment.mesh.shape(1)))
     check_mesh(experiment.mesh, planned, experiment.mesh_refusal, devices)
     shape = experiment.mesh.shape(planned)
-    mesh = abstract_mesh(shape)
-    config = experiment.model
+    mesh = on_platform(abstract_mesh(shape), target_platform(experiment, shape, devices))
+    model = experiment.model  # its parameters do not depend on a kernel that may be absent here
+    config = replace(model, attention=replace(model.attention, kernel="auto"))
     specs, axes = param_specs(config, mesh), param_axes(config)
     params = jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(
@@ -119,6 +122,7 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
         kept = jax.eval_shape(
             lambda p, b: _backward(experiment, p, b), params, _batch(experiment, mesh)
         )
+        kernel = kernels_of(experiment)
     seconds, why_not = None, "not asked for"
     if measure:
         seconds, why_not = _measure(experiment, shape, devices)
@@ -128,7 +132,7 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
         devices_here=devices,
         parameters=count_parameters(config),
         flops=count_flops(config, experiment.data.sequence_length),
-        kernel=kernels_of(experiment),
+        kernel=kernel,
         param_bytes=_tree_bytes(params, mesh),
         optimizer_bytes=_tree_bytes(opt_state, mesh),
         activation_bytes=_bytes_beside(params, kept, mesh),
@@ -140,14 +144,24 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     )
 
 
-def kernel_chooser(experiment: Experiment) -> Callable[[Pattern], str]:
-    """Which attention kernel this backend would run for a pattern."""
-    from gptjax.ops.kernels import choose_kernel
+def target_platform(experiment: Experiment, shape: tuple[int, ...], devices: int) -> str:
+    """The platform of a plan: the one here, or for devices that are absent that of the kernel."""
+    here = backend()
+    if math.prod(shape) <= devices:
+        return here
+    return PLATFORMS.get(experiment.model.attention.kernel, here)
 
+
+def kernel_chooser(experiment: Experiment, platform: str = "") -> Callable[[HeadPattern], str]:
+    """Which attention kernel a platform would run for a pattern.
+
+    By default that of the mesh in force, or that here. BadInput for one that cannot run there.
+    """
     model, data = experiment.model, experiment.data
+    platform = platform or backend()
     return lambda pattern: choose_kernel(
         model.attention.kernel,
-        jax.default_backend(),
+        platform,
         pattern,
         data.document_attention == "within",
         model.positions == "alibi",
@@ -158,9 +172,9 @@ def kernel_chooser(experiment: Experiment) -> Callable[[Pattern], str]:
     )
 
 
-def kernels_of(experiment: Experiment) -> str:
-    """The attention kernels that this backend would run, in words."""
-    choose, found = kernel_chooser(experiment), {}
+def kernels_of(experiment: Experiment, platform: str = "") -> str:
+    """The attention kernels that a platform would run (`kernel_chooser`), in words."""
+    choose, found = kernel_chooser(experiment, platform), {}
     for pattern in experiment.model.attention.patterns:
         for member in pattern.members:
             found.setdefault(choose(member), []).append(str(member))
@@ -236,7 +250,7 @@ def settled(plan: Plan) -> dict[str, str]:
     e, shape = plan.experiment, plan.mesh_shape
     follows = {
         "model.num_kv_heads": (0, e.model.kv_heads),
-        "model.head_dim": (0, e.model.head_size),
+        "model.attention.head_dim": (0, e.model.head_size),
         "model.d_ff": (0, e.model.ff_size),
         "model.attention.kernel": ("auto", plan.kernel),
         "data.cache_dir": ("", cache_root(e.data)),
@@ -273,6 +287,17 @@ def settled(plan: Plan) -> dict[str, str]:
         ids = 257 if e.data.tokenizer == "bytes" else e.data.symbols + 1
         said["data.vocab_size"] = f"{ids} (derived)"
     return said
+
+
+def kernels_line(plan: Plan) -> str:
+    """The attention kernels of the plan, and of other platforms where its devices are not here."""
+    e, shape, here = plan.experiment, tuple(plan.mesh_shape.values()), backend()
+    target = target_platform(e, shape, plan.devices_here)
+    line = f"attention kernel {'here' if target == here else f'on a {target}'}: {plan.kernel}"
+    if math.prod(shape) > plan.devices_here and e.model.attention.kernel == "auto":
+        others = [name for name in ("cpu", "gpu", "tpu") if name != here]
+        line += "".join(f", on a {name}: {kernels_of(e, name)}" for name in others)
+    return line
 
 
 def epochs_line(plan: Plan) -> str:
@@ -334,7 +359,7 @@ def show(plan: Plan) -> None:
     console.print(
         f"training: {e.steps} steps x {e.tokens_per_step} tokens = {short(e.tokens)} tokens, "
         f"{short(f.training * e.tokens, 'FLOP')} ({short(rule * e.tokens, 'FLOP')} by 6ND, "
-        f"{100 * (rule / f.training - 1):+.1f}%); attention kernel here: {plan.kernel}"
+        f"{100 * (rule / f.training - 1):+.1f}%); {kernels_line(plan)}"
     )
 
     console.print(epochs_line(plan))

@@ -67,7 +67,10 @@ def test_derived_fields_show_what_they_come_to(tiny):
     plan = make_plan(changed(tiny, train={"tokens": 7}), measure=False)
     said = settled(plan)
     assert said["model.num_kv_heads"] == "4 (derived)" and said["model.d_ff"] == "64 (derived)"
-    assert said["model.head_dim"] == "4 (derived)" and said["data.vocab_size"] == "257 (derived)"
+    assert (
+        said["model.attention.head_dim"] == "4 (derived)"
+        and said["data.vocab_size"] == "257 (derived)"
+    )
     assert said["train.tokens"] == "5888 (by train.steps, in the place of 7)"
     assert "model.num_heads" not in said and "mesh.data" not in said
     assert said["data.epochs"] == "0: as many as the run needs"

@@ -11,15 +11,22 @@ or is 1. Depth is not covered: its one rule is the residual branches' 1 / sqrt(2
 """
 
 import math
-import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gptjax.errors import BadInput, check_types
-from gptjax.ops.patterns import Pattern, parse_layers
+from gptjax.models.config_parts import (
+    AttentionConfig,
+    EmbeddingConfig,
+    ExpertsConfig,
+    RotaryConfig,
+)
+from gptjax.ops.patterns import Pattern
 
 Activation = Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "swiglu", "geglu"]
-
+# relative: scores of distances (Transformer-XL, arXiv 1901.02860); relative_bias: a learned bias
+# of the distance, the same in all layers (T5, arXiv 1910.10683)
+Positions = Literal["learned", "factorised", "rotary", "alibi", "relative", "relative_bias", "none"]
 
 # Far beyond any model, near enough to answer at once.
 LIMITS = {
@@ -32,33 +39,8 @@ LIMITS = {
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
-    """Which pairs attend, and the code that computes them."""
-
-    # One that `python -m gptjax.ops.patterns` lists, such as strided:128. A slash parts layers, in
-    # turn (causal/window:256), a bar groups of heads.
-    pattern: str = "causal"
-    kernel: Literal["auto", "dense", "blocked", "cudnn", "splash", "block_list"] = "auto"
-    qk_dim: int = 0  # size of queries and keys in a head; 0: that of values
-    base_head_dim: int = 0  # muP: the head size at the base width; 0: the same as here
-
-    @property
-    def patterns(self) -> tuple[Pattern, ...]:
-        """The patterns of the layers, in turn; BadInput for a text that names none."""
-        return parse_layers(self.pattern)
-
-
-@dataclass(frozen=True)
-class RotaryConfig:
-    """How rotary positions turn queries and keys (arXiv 2104.09864)."""
-
-    base: float = 10_000.0
-    fraction: float = 1.0  # of each head that turns (GPT-NeoX: 0.25)
-
-
-@dataclass(frozen=True)
 class DecoderConfig:
-    """A dense decoder-only transformer (arXiv 1706.03762 without its encoder)."""
+    """A decoder-only transformer (arXiv 1706.03762 without its encoder)."""
 
     vocab_size: int = 257
     context_length: int = 256  # rows of the learned position table, and the longest sequence
@@ -66,19 +48,18 @@ class DecoderConfig:
     d_model: int = 128
     num_heads: int = 4
     num_kv_heads: int = 0  # 0: as many as heads; 1 is multi-query (arXiv 1911.02150)
-    head_dim: int = 0  # 0: d_model / num_heads
     d_ff: int = 0  # 0: 4 d_model, or for gated units 8/3 d_model rounded up to 32
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    positions: Literal["learned", "factorised", "rotary", "alibi", "none"] = "learned"
-    # Of factorised ones: a learned table for each axis of an array in raster order (32x32x3: rows,
-    # columns and channels of an image), added up (arXiv 1904.10509, section 5.3).
-    position_shape: str = ""
+    positions: Positions = "learned"
     rotary: RotaryConfig = field(default_factory=RotaryConfig)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: float = 1e-5
-    block: Literal["pre", "post", "parallel"] = "pre"
+    block: Literal["pre", "post", "parallel", "parallel_two_norms"] = "pre"
     activation: Activation = "gelu_tanh"
-    biases: Literal["all", "mlp", "norm", "none"] = "all"  # "mlp": there and in norms (GPT-J)
+    # output: all but of queries, keys and values (GPT-Neo); mlp: there and in norms (GPT-J)
+    biases: Literal["all", "output", "mlp", "norm", "none"] = "all"
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     tied_embeddings: bool = True
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
     # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2);
@@ -96,7 +77,7 @@ class DecoderConfig:
 
     @property
     def head_size(self) -> int:
-        return self.head_dim or self.d_model // self.num_heads
+        return self.attention.head_dim or self.d_model // self.num_heads
 
     @property
     def qk_size(self) -> int:
@@ -107,10 +88,18 @@ class DecoderConfig:
     def position_axes(self) -> tuple[int, ...]:
         """The rows of every position table."""
         if self.positions == "learned":
-            return (self.context_length,)
-        if self.positions != "factorised":
-            return ()
-        return tuple(int(size) for size in self.position_shape.split("x"))
+            return (self.context_length + self.embedding.position_offset,)
+        return self.embedding.axes if self.positions == "factorised" else ()
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of token vectors and of the head's."""
+        return self.embedding.size or self.d_model
+
+    @property
+    def outputs(self) -> int:
+        """How many ids are predicted: the first so many."""
+        return self.embedding.outputs or self.vocab_size
 
     @property
     def zero_head(self) -> bool:
@@ -134,11 +123,17 @@ class DecoderConfig:
 
     @property
     def mlp_biases(self) -> bool:
-        return self.biases in ("all", "mlp")
+        return self.biases in ("all", "output", "mlp")
 
     @property
     def attention_biases(self) -> bool:
+        """Whether queries, keys and values have biases."""
         return self.biases == "all"
+
+    @property
+    def output_biases(self) -> bool:
+        """Whether what attention writes has a bias."""
+        return self.biases in ("all", "output")
 
     @property
     def norm_biases(self) -> bool:
@@ -149,14 +144,29 @@ class DecoderConfig:
         """How many of a head's dimensions turn."""
         return int(self.qk_size * self.rotary.fraction)
 
-    def layer_pattern(self, layer: int) -> Pattern:
-        """Which pairs attend in a layer."""
-        patterns = self.attention.patterns
-        return patterns[layer % len(patterns)]
+    @property
+    def turn(self) -> "tuple[LayerKind, ...]":
+        """The kinds of layers, in turn: layer i is of kind i modulo how many there are."""
+        patterns, count = self.attention.patterns, self.experts.count
+        every = self.experts.every if count else 1
+        return tuple(
+            LayerKind(patterns[i % len(patterns)], count > 0 and i % every == every - 1)
+            for i in range(math.lcm(len(patterns), every))
+        )
+
+    @property
+    def plain_layers(self) -> int:
+        """The layers below a query layer, or all."""
+        return self.num_layers - (self.attention.top_query != "none")
+
+    def layer_kind(self, layer: int) -> "LayerKind":
+        """What is particular to a layer."""
+        turn = self.turn
+        return turn[layer % len(turn)]
 
     def attention_pairs(self, length: int) -> float:
         """Query-key pairs that a sequence visits, the mean over layers and heads."""
-        every = [self.layer_pattern(i) for i in range(self.num_layers)]
+        every = [self.layer_kind(i).pattern for i in range(self.num_layers)]
         return sum(p.pairs(length) / len(p.members) for p in every) / self.num_layers
 
     @property
@@ -173,7 +183,8 @@ class DecoderConfig:
     @property
     def score_scale(self) -> float:
         """What queries times keys are multiplied by: 1 / sqrt(K), under muP sqrt(base K) / K."""
-        return 1.0 / math.sqrt(self.qk_size) / math.sqrt(self.head_ratio)
+        size = 1.0 if self.attention.scale == "one" else math.sqrt(self.qk_size)
+        return 1.0 / size / math.sqrt(self.head_ratio)
 
     def at_width(self, width: int, grow: Literal["heads", "head_dim"] = "heads") -> "DecoderConfig":
         """The same decoder at another width: all its sizes in proportion, muP's base unchanged.
@@ -198,8 +209,9 @@ class DecoderConfig:
             if self.num_kv_heads > 1:
                 sizes["num_kv_heads"] = scaled("num_kv_heads", self.num_kv_heads)
             return replace(self, **sizes)
-        if self.head_dim:
-            sizes["head_dim"] = scaled("head_dim", self.head_dim)
+        if attention.head_dim:
+            size = scaled("attention.head_dim", attention.head_dim)
+            attention = replace(attention, head_dim=size)
         if self.parametrization == "mup" and not attention.base_head_dim:
             base = scaled("head_size", self.head_size, self.base_width)
             attention = replace(attention, base_head_dim=base)
@@ -212,18 +224,14 @@ class DecoderConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("num_kv_heads", "head_dim", "d_ff"):
+        for name in ("num_kv_heads", "d_ff"):
             if getattr(self, name) < 0:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give 0 (derived) or more")
-        if self.attention.qk_dim < 0:
-            raise BadInput(
-                f"model.attention.qk_dim is {self.attention.qk_dim}; give 0 (the head size) or more"
-            )
-        if self.attention.base_head_dim < 0:
-            raise BadInput(
-                f"model.attention.base_head_dim is {self.attention.base_head_dim}; give 0 (the "
-                "head size of this model) or more"
-            )
+        self.attention.validate(self.positions, self.num_layers)
+        self.experts.validate(self.num_layers)
+        self.embedding.validate(
+            self.positions, self.vocab_size, self.context_length, self.tied_embeddings
+        )
         self._check_patterns()
         if self.zero_head and self.tied_embeddings:
             raise BadInput(
@@ -233,7 +241,7 @@ class DecoderConfig:
         for name, most in LIMITS.items():
             if getattr(self, name) > most:
                 raise BadInput(f"model.{name} is {getattr(self, name)}; give at most {most}")
-        if not self.head_dim and self.d_model % self.num_heads:
+        if not self.attention.head_dim and self.d_model % self.num_heads:
             raise BadInput(
                 f"model.d_model = {self.d_model} is not divisible by model.num_heads = "
                 f"{self.num_heads}; nearest number of heads: "
@@ -255,27 +263,6 @@ class DecoderConfig:
             raise BadInput(f"model.dropout = {self.dropout}; give 0 or more and less than 1")
         if self.norm_epsilon <= 0 or self.rotary.base <= 0:
             raise BadInput("model.norm_epsilon and model.rotary.base must be above 0")
-        self._check_position_shape()
-
-    def _check_position_shape(self) -> None:
-        shape = self.position_shape
-        if self.positions != "factorised":
-            if shape:
-                raise BadInput(
-                    f"model.position_shape = {shape!r} is of factorised positions, and "
-                    f"model.positions is {self.positions!r}"
-                )
-            return
-        if not re.fullmatch(r"[1-9]\d{0,6}(x[1-9]\d{0,6})+", shape):
-            raise BadInput(
-                f"model.position_shape is {shape!r}; give the sizes of two axes or more, such as "
-                "96x128"
-            )
-        if math.prod(self.position_axes) < self.context_length:
-            raise BadInput(
-                f"model.position_shape = {shape!r} has {math.prod(self.position_axes)} positions, "
-                f"fewer than model.context_length = {self.context_length}"
-            )
 
     def _check_patterns(self) -> None:
         name = "model.attention.pattern"
@@ -295,11 +282,19 @@ class DecoderConfig:
                     f"{name} = {self.attention.pattern!r} has {count} groups of heads, which "
                     f"{self.num_heads} heads over {self.kv_heads} key heads do not make"
                 )
-        if self.layers == "scan" and self.num_layers % len(patterns):
+        if self.layers == "scan" and self.plain_layers % len(self.turn):
             raise BadInput(
-                f"{name} = {self.attention.pattern!r} has {len(patterns)} layers in turn, and "
-                f"{self.num_layers} layers are no multiple: give model.layers = 'unrolled'"
+                f"{name} = {self.attention.pattern!r} and model.experts.every make "
+                f"{len(self.turn)} kinds of layers in turn, and {self.plain_layers} layers are no "
+                "multiple: give model.layers = 'unrolled'"
             )
+
+
+class LayerKind(NamedTuple):
+    """What one layer has and another of the same model may not have."""
+
+    pattern: Pattern
+    experts: bool
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

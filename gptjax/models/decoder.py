@@ -1,4 +1,4 @@
-"""The dense decoder: tokens in, hidden states and the vocabulary projection out.
+"""The decoder: tokens in, hidden states and the vocabulary projection out.
 
 Logits are not made here: the objective multiplies hidden states with the head chunk by chunk, and
 `logits` does it whole for decoding. One module serves training, evaluation and cached decoding;
@@ -13,10 +13,21 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
-from gptjax.models.layers import Block, Cache, Dropout, Norm, normal, weight
+from gptjax.models.layers import (
+    Block,
+    Cache,
+    Dropout,
+    Inputs,
+    Norm,
+    init_std,
+    normal,
+    weight,
+    zeros,
+)
 from gptjax.ops.attention import Slots, slots_of
-from gptjax.ops.linear import PRODUCT
+from gptjax.ops.linear import PRODUCT, project
 from gptjax.ops.patterns import Pattern
+from gptjax.ops.relative import distance_buckets
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
 
@@ -27,11 +38,15 @@ REMAT_POLICIES = {
 
 
 class Output(NamedTuple):
-    """What a model returns: hidden states [B, T, D], the head [V, D], and the cache or None."""
+    """What a model returns: the factors of its logits, and the cache or None.
+
+    Logits are hidden_BTD @ head_VD.T + head_bias_V, where the head has a bias.
+    """
 
     hidden_BTD: jax.Array
     head_VD: jax.Array
     cache: Cache | None = None
+    head_bias_V: jax.Array | None = None
 
 
 class Decoder(nn.Module):
@@ -50,26 +65,59 @@ class Decoder(nn.Module):
         """
         c = self.config
         B, T = tokens_BT.shape
-        vocab_axes = ("vocab", "embed")
-        std = normal(embedding_std(c))
-        table_VD = weight(self, "embedding", std, (c.vocab_size, c.d_model), vocab_axes)
+        table_VD = self.table("embedding", embedding_std(c), c.vocab_size)
+        spec = activation_spec(("batch", "seq", None), (B, T, c.embedding_size), self.rules)
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec, mode="clip") * c.embedding.scale
         spec = activation_spec(("batch", "seq", None), (B, T, c.d_model), self.rules)
-        x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec, mode="clip")
+        if c.embedding.size:
+            axes, shape = (None, "embed"), (c.embedding.size, c.d_model)
+            w_ED = weight(self, "embedding_in", normal(init_std(c, shape[0])), shape, axes)
+            x_BTD = project(x_BTD, w_ED, out_sharding=spec)
         start = 0 if cache is None else cache.length
         positions = start + jnp.arange(T) if positions_BT is None else positions_BT
         if c.position_axes:
             x_BTD = x_BTD + self.position_vectors(positions, spec)
+        if c.embedding.norm:
+            x_BTD = Norm(c, self.rules, name="embedding_norm")(x_BTD)
         x_BTD = Dropout(c.dropout)(x_BTD)
-        x_BTD, cache = self.blocks(x_BTD, positions, segments_BT, cache)
-        cache = None if cache is None else cache._replace(length=cache.length + T)
+        scores_LH = None
+        if c.positions == "relative_bias":
+            scores_LH = self.distance_scores(T if cache is None else room(cache))
+        inputs = Inputs(positions, segments_BT, scores_LH)
+        given = cache
+        x_BTD, cache = self.blocks(x_BTD, inputs, cache)
         if c.block != "post":
             x_BTD = Norm(c, self.rules, name="final_norm")(x_BTD)
-        head_VD = table_VD
+        if c.attention.top_query == "positions":
+            x_BTD, last = self.query_layer(x_BTD, inputs, given)
+            cache = None if cache is None else cache._replace(layers=(*cache.layers, last))
+        cache = None if cache is None else cache._replace(length=cache.length + T)
+        if c.embedding.size:
+            axes, shape = ("embed", None), (c.d_model, c.embedding.size)
+            w_DE = weight(self, "embedding_out", normal(init_std(c, c.d_model)), shape, axes)
+            spec = activation_spec(("batch", "seq", None), (B, T, c.embedding_size), self.rules)
+            x_BTD = project(x_BTD, w_DE, out_sharding=spec)
+        head_VD, bias_V = table_VD, None
         if not c.tied_embeddings:
-            std = head_std(c)
-            head_VD = weight(self, "head", normal(std), (c.vocab_size, c.d_model), vocab_axes)
+            head_VD = self.table("head", head_std(c), c.outputs)
+        if c.embedding.head_bias:
+            bias_V = weight(self, "head_bias", zeros, (c.outputs,), ("vocab",))
         # muP's output multiplier, on the side of which every head has the same.
-        return Output(x_BTD / c.width_ratio, head_VD, cache)
+        return Output(x_BTD * (c.embedding.logit_scale / c.width_ratio), head_VD, cache, bias_V)
+
+    def table(self, name: str, std: float, rows: int):
+        """A matrix of one vector for each id."""
+        c = self.config
+        return weight(self, name, normal(std), (rows, c.embedding_size), ("vocab", "embed"))
+
+    def distance_scores(self, count: int):
+        """The learned score [L, H] of every distance, the same in all layers."""
+        c = self.config
+        shape = (c.attention.buckets, c.num_heads)
+        table = weight(self, "distance_scores", normal(0.02), shape, (None, "heads"))
+        buckets = distance_buckets(count, *shape[:1], c.attention.max_distance)
+        spec = activation_spec((None, "heads"), (count, c.num_heads), self.rules)
+        return table.at[buckets].get(out_sharding=spec)
 
     def position_vectors(self, positions, spec):
         """Learned vectors [B or 1, T, D]: of each position, or the sum of those of its axes."""
@@ -80,64 +128,88 @@ class Decoder(nn.Module):
             name = "positions" if len(c.position_axes) == 1 else f"positions_{i}"
             table_SD = weight(self, name, normal(std), (rows, c.d_model), (None, "embed"))
             here = spec if positions.ndim == 2 else None
-            place = positions if len(c.position_axes) == 1 else positions // after % rows
+            place = positions // after % rows
+            if len(c.position_axes) == 1:
+                place = positions + c.embedding.position_offset
             p_TD = table_SD.at[place].get(out_sharding=here, mode="clip")
             total = total + (p_TD if p_TD.ndim == 3 else p_TD[None])
         return total
 
-    def blocks(self, x_BTD, positions, segments_BT, cache):
-        """All layers, unrolled or as one scanned layer, each recomputed as `remat` says."""
+    def blocks(self, x_BTD, inputs, cache):
+        """The layers, unrolled or as one scanned layer, each recomputed as `remat` says."""
         c = self.config
-        block = Block
-        if c.remat != "none":
-            # Under scan the loop already stops the compiler from merging the two computations.
-            block = nn.remat(
-                Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers == "unrolled"
-            )
         if c.layers == "scan":
-            return self.scanned(block, x_BTD, positions, segments_BT, cache)
+            return self.scanned(x_BTD, inputs, cache)
         layers = []
-        for i in range(c.num_layers):
+        for i in range(c.plain_layers):
             one = None if cache is None else Cache(cache.layers[i], cache.length)
-            layer = block(c, self.rules, c.layer_pattern(i), name=f"layer_{i}")
-            x_BTD, one = layer(x_BTD, one, positions, segments_BT)
+            layer = self.block(c, self.rules, c.layer_kind(i), name=f"layer_{i}")
+            x_BTD, one = layer(x_BTD, one, inputs)
             layers.append(None if one is None else one.layers)
-        return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
+        return x_BTD, None if cache is None else cache._replace(layers=tuple(layers))
 
-    def scanned(self, block, x_BTD, positions, segments_BT, cache):
-        """All layers as a loop over one, or over one of every pattern in turn."""
-        c, patterns = self.config, self.config.attention.patterns
+    @property
+    def block(self):
+        """The module of a layer."""
+        c = self.config
+        if c.remat == "none":
+            return Block
+        # Under scan the loop already stops the compiler from merging the two computations.
+        return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers == "unrolled")
+
+    def scanned(self, x_BTD, inputs, cache):
+        """All layers as a loop over one, or over one of every kind in turn."""
+        c, turn = self.config, self.config.turn
         cache_axes = nn.broadcast if cache is None else Cache(0, nn.broadcast)
-        alone = len(patterns) == 1
-        turn = nn.scan(
-            block if alone else Turn,
+        alone = len(turn) == 1
+        layer = nn.scan(
+            self.block if alone else Turn,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(cache_axes, nn.broadcast, nn.broadcast),
+            in_axes=(cache_axes, nn.broadcast),
             out_axes=cache_axes,
-            length=c.num_layers // len(patterns),
+            length=c.plain_layers // len(turn),
             metadata_params={nn.PARTITION_NAME: "layer"},
-        )(c, self.rules, patterns[0] if alone else block, name="layers")
-        if cache is None or not alone:
-            return turn(x_BTD, cache, positions, segments_BT)
-        x_BTD, one = turn(x_BTD, Cache(cache.layers[0], cache.length), positions, segments_BT)
-        return x_BTD, Cache((one.layers,), cache.length)
+        )(c, self.rules, turn[0] if alone else self.block, name="layers")
+        if cache is None:
+            return layer(x_BTD, None, inputs)
+        given = cache.layers[: len(turn)]
+        x_BTD, one = layer(x_BTD, Cache(given[0] if alone else given, cache.length), inputs)
+        return x_BTD, cache._replace(layers=(one.layers,) if alone else one.layers)
+
+    def query_layer(self, x_BTD, inputs, cache):
+        """The last layer, whose queries are learned vectors of positions (arXiv 2104.12369).
+
+        It predicts the token after a position from where that is, and from what it reads.
+        """
+        c = self.config
+        shape, last = (c.context_length, c.d_model), c.num_layers - 1
+        table_SD = weight(self, "query_positions", normal(0.02), shape, (None, "embed"))
+        spec = activation_spec(("batch", "seq", None), x_BTD.shape, self.rules)
+        at_BT = inputs.positions
+        if at_BT.ndim == 1:
+            at_BT = place(jnp.broadcast_to(at_BT, x_BTD.shape[:2]), ("batch", "seq"), self.rules)
+        q_BTD = table_SD.at[at_BT].get(out_sharding=spec, mode="clip")
+        one = None if cache is None else Cache(cache.layers[-1], cache.length)
+        layer = self.block(c, self.rules, c.layer_kind(last), name="query_layer")
+        x_BTD, one = layer(x_BTD, one, inputs, q_BTD)
+        return x_BTD, None if one is None else one.layers
 
 
 class Turn(nn.Module):
-    """What is scanned: a layer of every pattern, in turn."""
+    """What is scanned: a layer of every kind, in turn."""
 
     config: DecoderConfig
     rules: Rules
     block: type[nn.Module]
 
     @nn.compact
-    def __call__(self, x_BTD, cache, positions, segments_BT):
+    def __call__(self, x_BTD, cache, inputs):
         layers = []
-        for i, pattern in enumerate(self.config.attention.patterns):
+        for i, kind in enumerate(self.config.turn):
             one = None if cache is None else Cache(cache.layers[i], cache.length)
-            layer = self.block(self.config, self.rules, pattern, name=f"turn_{i}")
-            x_BTD, one = layer(x_BTD, one, positions, segments_BT)
+            layer = self.block(self.config, self.rules, kind, name=f"turn_{i}")
+            x_BTD, one = layer(x_BTD, one, inputs)
             layers.append(None if one is None else one.layers)
         return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
 
@@ -170,22 +242,23 @@ def logits(output: Output, rules: Rules = DEFAULT_RULES):
     h, w = output.hidden_BTD, output.head_VD
     shape = (*h.shape[:2], w.shape[0])
     spec = activation_spec(("batch", "seq", "vocab"), shape, rules)
-    return jnp.einsum("btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec)
+    out = jnp.einsum("btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec)
+    bias_V = output.head_bias_V
+    return out if bias_V is None else out + bias_V.astype(jnp.float32)[None, None]
 
 
 def empty_cache(
     config: DecoderConfig, batch: int, length: int, rules: Rules = DEFAULT_RULES
 ) -> Cache:
     """A cache with room for `length` positions of `batch` sequences, laid out on the mesh."""
-    patterns = config.attention.patterns
-    count = len(patterns) if config.layers == "scan" else config.num_layers
-    lead = (config.num_layers // count,) if config.layers == "scan" else ()
-    before = tuple("layer" for _ in lead)
+    stacked = config.layers == "scan"
+    count = len(config.turn) if stacked else config.plain_layers
+    lead = (config.plain_layers // count,) if stacked else ()
 
-    def slots(pattern: Pattern) -> Slots:
+    def slots(pattern: Pattern, lead: tuple[int, ...]) -> Slots:
         where = slots_of(pattern, length)
         places = int(where.max(initial=0)) + 1
-        shape = (*lead, batch, places, config.kv_heads)
+        shape, before = (*lead, batch, places, config.kv_heads), tuple("layer" for _ in lead)
         axes = (*before, "batch", "seq", "kv_heads", "head_dim")
         pair = [
             place(jnp.zeros((*shape, size), config.compute_dtype), axes, rules)
@@ -195,8 +268,15 @@ def empty_cache(
         where = jnp.broadcast_to(jnp.asarray(where), (*lead, length))
         return Slots(*pair, *(place(x, (*before, None), rules) for x in (held, where)))
 
-    layers = tuple(slots(config.layer_pattern(i)) for i in range(count))
-    return Cache(layers, jnp.zeros((), jnp.int32))
+    layers = [slots(config.layer_kind(i).pattern, lead) for i in range(count)]
+    if config.plain_layers < config.num_layers:  # the query layer is never part of a stack
+        layers.append(slots(config.layer_kind(config.num_layers - 1).pattern, ()))
+    return Cache(tuple(layers), jnp.zeros((), jnp.int32))
+
+
+def room(cache: Cache) -> int:
+    """How many positions there will be at most."""
+    return cache.layers[0].slot.shape[-1]
 
 
 def init_params(config: DecoderConfig, key):

@@ -11,12 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import DecoderConfig, LayerKind
 from gptjax.ops import activations
 from gptjax.ops.attention import attention, decode_attention
 from gptjax.ops.linear import project
 from gptjax.ops.norms import layer_norm, rms_norm
 from gptjax.ops.patterns import Pattern
+from gptjax.ops.relative import DistanceKeys, DistanceScores, relative_attention, sinusoids
 from gptjax.ops.rotary import alibi_slopes, rotary
 from gptjax.parallel import DEFAULT_RULES, Rules, gathered, place
 from gptjax.parallel.rules import activation_spec
@@ -31,6 +32,18 @@ class Cache(NamedTuple):
 
     layers: Any
     length: jax.Array
+
+
+class Inputs(NamedTuple):
+    """What every layer of a model gets beside the stream.
+
+    positions: [T] or [B, T]; segments_BT: None or integers that keep attention within a document;
+    scores_LH: None or the learned score of every distance in every head.
+    """
+
+    positions: jax.Array
+    segments_BT: jax.Array | None = None
+    scores_LH: jax.Array | None = None
 
 
 def normal(std: float):
@@ -105,28 +118,30 @@ class Attention(nn.Module):
     pattern: Pattern
 
     @nn.compact
-    def __call__(self, x_BTD, positions, segments_BT, cache):
+    def __call__(self, x_BTD, inputs: Inputs, cache, queries_BTD=None):
+        """What the layer adds to x [B, T, D], and the cache; queries: of other vectors than x."""
         c = self.config
         D, H, G, K = x_BTD.shape[-1], c.num_heads, c.kv_heads, c.head_size
-        q_BTHK = self.heads("query", x_BTD, H, c.qk_size, "heads")
-        k_BTGK = self.heads("key", x_BTD, G, c.qk_size, "kv_heads")
-        v_BTGK = self.heads("value", x_BTD, G, K, "kv_heads")
+        w_q, w_k, w_v = (
+            self.projection("query", D, H, c.qk_size, "heads"),
+            self.projection("key", D, G, c.qk_size, "kv_heads"),
+            self.projection("value", D, G, K, "kv_heads"),
+        )
+        q_BTHK = self.heads(x_BTD if queries_BTD is None else queries_BTD, *w_q)
+        k_BTGK, v_BTGK = self.heads(x_BTD, *w_k), self.heads(x_BTD, *w_v)
         if c.positions == "rotary":
-            q_BTHK = rotary(q_BTHK, positions, c.rotary.base, c.rotary.fraction)
-            k_BTGK = rotary(k_BTGK, positions, c.rotary.base, c.rotary.fraction)
+            q_BTHK = rotary(q_BTHK, inputs.positions, c.rotary.base, c.rotary.fraction)
+            k_BTGK = rotary(k_BTGK, inputs.positions, c.rotary.base, c.rotary.fraction)
+        T, M = x_BTD.shape[1], c.attention.memory
+        distances = cache.layers.slot.shape[0] if cache is not None else 2 * M if M else T
+        terms = {
+            "pattern": self.pattern,
+            "scale": c.score_scale,
+            "segments_BT": inputs.segments_BT,
+        }
+        relative = self.relative(x_BTD.dtype, inputs, distances)
         slopes_H = alibi_slopes(H) if c.positions == "alibi" else None
-        if cache is None:
-            out_BTHK = attention(
-                q_BTHK,
-                k_BTGK,
-                v_BTGK,
-                pattern=self.pattern,
-                kernel=c.attention.kernel,
-                segments_BT=segments_BT,
-                slopes_H=slopes_H,
-                scale=c.score_scale,
-            )
-        else:
+        if cache is not None:
             out_BTHK, layers = decode_attention(
                 q_BTHK,
                 k_BTGK,
@@ -135,32 +150,61 @@ class Attention(nn.Module):
                 pattern=self.pattern,
                 index=cache.length,
                 slopes_H=slopes_H,
+                relative=relative,
                 scale=c.score_scale,
             )
             cache = Cache(layers, cache.length)
+        elif relative is not None:
+            if M:  # as the source: what is remembered teaches the projections, not what it is of
+                old_BTD = jax.lax.stop_gradient(x_BTD)
+                terms["remembered"] = [self.heads(old_BTD, *w) for w in (w_k, w_v)]
+            out_BTHK = relative_attention(
+                q_BTHK, k_BTGK, v_BTGK, relative=relative, memory=M, **terms
+            )
+        else:
+            kernel = c.attention.kernel
+            out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, kernel=kernel, slopes_H=slopes_H, **terms)
         std = init_std(c, H * K, residual=True)
         w_HKD = weight(self, "output", normal(std), (H, K, D), ("heads", "head_dim", "embed"))
         spec = activation_spec(("batch", "seq", None), x_BTD.shape, self.rules)
         y_BTD = project(out_BTHK, w_HKD, contract=2, out_sharding=spec)
-        if c.attention_biases:
+        if c.output_biases:
             y_BTD = y_BTD + weight(self, "output_bias", zeros, (D,), ("embed",))[None, None]
         return y_BTD, cache
 
-    def heads(self, name: str, x_BTD, count: int, size: int, axis: str):
-        """One of the three input products, [B, T, count, K] with `count` split over `tensor`."""
+    def relative(self, dtype, inputs: Inputs, distances: int):
+        """What scores get from so many distances, or None."""
         c = self.config
-        shape = (x_BTD.shape[-1], count, size)
-        std = init_std(c, x_BTD.shape[-1])
-        if name == "query" and c.init == "fan_in_zero":
-            std = 0.0
+        if inputs.scores_LH is not None:
+            return DistanceScores(inputs.scores_LH[:distances])
+        if c.positions != "relative":
+            return None
+        shape, axes = (c.num_heads, c.qk_size), ("heads", "head_dim")
+        std = init_std(c, c.d_model)
+        w_DHK = weight(self, "distance", normal(std), (c.d_model, *shape), ("embed", *axes))
+        r_LD = sinusoids(distances, c.d_model).astype(dtype)
+        spec = activation_spec((None, *axes), (distances, *shape), self.rules)
+        keys_LHK = project(r_LD, w_DHK, out_sharding=spec)
+        biases = (weight(self, f"{name}_bias", zeros, shape, axes) for name in ("content", "place"))
+        return DistanceKeys(keys_LHK, *biases)
+
+    def projection(self, name: str, width: int, count: int, size: int, axis: str):
+        """The weights of one of the three input products, its bias or None, and its heads' axis."""
+        c = self.config
+        std = 0.0 if name == "query" and c.init == "fan_in_zero" else init_std(c, width)
+        shape = (width, count, size)
         w_DHK = weight(self, name, normal(std), shape, ("embed", axis, "head_dim"))
-        out = (*x_BTD.shape[:2], *shape[1:])
-        spec = activation_spec(("batch", "seq", axis, "head_dim"), out, self.rules)
-        y_BTHK = project(x_BTD, w_DHK, out_sharding=spec)
+        bias_HK = None
         if c.attention_biases:
             bias_HK = weight(self, f"{name}_bias", zeros, shape[1:], (axis, "head_dim"))
-            y_BTHK = y_BTHK + bias_HK[None, None]
-        return y_BTHK
+        return w_DHK, bias_HK, axis
+
+    def heads(self, x_BTD, w_DHK, bias_HK, axis: str):
+        """An input product, [B or 1, T, count, K] with `count` split over `tensor`."""
+        out = (*x_BTD.shape[:2], *w_DHK.shape[1:])
+        spec = activation_spec(("batch", "seq", axis, "head_dim"), out, self.rules)
+        y_BTHK = project(x_BTD, w_DHK, out_sharding=spec)
+        return y_BTHK if bias_HK is None else y_BTHK + bias_HK[None, None]
 
 
 class MLP(nn.Module):
@@ -196,14 +240,18 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: pre-norm (GPT-2), post-norm (GPT-1) or parallel (GPT-J, PaLM arXiv 2204.02311)."""
+    """One layer: pre-norm (GPT-2), post-norm (GPT-1) or parallel (GPT-J, PaLM arXiv 2204.02311).
+
+    GPT-NeoX (arXiv 2204.06745) has a norm each for the two branches that are parallel.
+    """
 
     config: DecoderConfig
     rules: Rules
-    pattern: Pattern
+    kind: LayerKind
 
     @nn.compact
-    def __call__(self, x_BTD, cache, positions, segments_BT):
+    def __call__(self, x_BTD, cache, inputs: Inputs, queries_BTD=None):
+        """The stream [B, T, D] and the cache after the layer; queries: of other vectors."""
         c = self.config
 
         def norm(name):
@@ -212,18 +260,20 @@ class Block(nn.Module):
         def drop(y_BTD):
             return Dropout(c.dropout)(y_BTD)
 
-        mix = Attention(c, self.rules, self.pattern, name="attention")
+        mix = Attention(c, self.rules, self.kind.pattern, name="attention")
         mlp = MLP(c, self.rules, name="mlp")
         if c.block == "pre":
-            y_BTD, cache = mix(norm("attention_norm")(x_BTD), positions, segments_BT, cache)
+            y_BTD, cache = mix(norm("attention_norm")(x_BTD), inputs, cache, queries_BTD)
             x_BTD = x_BTD + drop(y_BTD)
             x_BTD = x_BTD + drop(mlp(norm("mlp_norm")(x_BTD)))
         elif c.block == "post":
-            y_BTD, cache = mix(x_BTD, positions, segments_BT, cache)
+            y_BTD, cache = mix(x_BTD, inputs, cache, queries_BTD)
             x_BTD = norm("attention_norm")(x_BTD + drop(y_BTD))
             x_BTD = norm("mlp_norm")(x_BTD + drop(mlp(x_BTD)))
         else:
-            h_BTD = norm("norm")(x_BTD)
-            y_BTD, cache = mix(h_BTD, positions, segments_BT, cache)
+            two = c.block == "parallel_two_norms"
+            h_BTD = norm("attention_norm" if two else "norm")(x_BTD)
+            y_BTD, cache = mix(h_BTD, inputs, cache, queries_BTD)
+            h_BTD = norm("mlp_norm")(x_BTD) if two else h_BTD
             x_BTD = x_BTD + drop(y_BTD + mlp(h_BTD))
         return x_BTD, cache

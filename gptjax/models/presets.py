@@ -1,6 +1,6 @@
 """Configs of published systems, each with its source."""
 
-from gptjax.models.config import AttentionConfig, DecoderConfig
+from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig
 
 
 def gpt2(size: str) -> DecoderConfig:
@@ -51,7 +51,7 @@ def sparse_transformer(name: str) -> DecoderConfig:
         d_ff=d_ff,
         attention=AttentionConfig(pattern=pattern, qk_dim=halved),
         positions="factorised",
-        position_shape=shape,
+        embedding=EmbeddingConfig(position_shape=shape),
         activation="quick_gelu",
         tied_embeddings=False,
         dropout=dropout,

@@ -55,6 +55,7 @@ class NextToken:
             out.head_VD,
             batch["targets"],
             batch.get("weights"),
+            head_bias_V=out.head_bias_V,
             z_loss=self.z_loss,
             chunk_tokens=self.chunk_tokens or None,
         )

@@ -48,6 +48,9 @@ def attention(
         raise BadInput(f"{q_BTHK.shape[2]} heads are no multiple of {k_BSGK.shape[2]} kv heads")
     if k_BSGK.shape[1] != length:
         raise BadInput(f"attention needs as many keys as queries, not {k_BSGK.shape[1]}, {length}")
+    if k_BSGK.shape != (len(q_BTHK), *v_BSGK.shape[1:3], head_size) or len(v_BSGK) != len(k_BSGK):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q_BTHK, k_BSGK, v_BSGK))
+        raise BadInput(f"queries, keys and values do not go together: their shapes are {shapes}")
     kernels = [
         choose_kernel(
             kernel,
@@ -63,7 +66,7 @@ def attention(
         for member in pattern.members
     ]
     scale = 1.0 / math.sqrt(head_size) if scale is None else scale
-    q_BTHK, k_BSGK, v_BSGK, batch, heads, kv_heads = _aligned(q_BTHK, k_BSGK, v_BSGK)
+    q_BTHK, k_BSGK, v_BSGK, batch, heads, kv_heads = aligned(q_BTHK, k_BSGK, v_BSGK, len(kernels))
     whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
     arrays, specs = [q_BTHK, k_BSGK, v_BSGK], [whole, kv_whole, kv_whole]
     if segments_BT is not None:
@@ -98,45 +101,74 @@ class Slots(NamedTuple):
     slot: jax.Array
 
 
+def _held(pattern: Pattern, length: int) -> tuple[int, np.ndarray]:
+    """What `pattern.kept` says, or all positions where those need no more slots."""
+    ring, kept = pattern.kept(length)
+    if ring + len(kept) >= length:
+        return 0, np.arange(length, dtype=np.int32)
+    return ring, kept
+
+
 def slots_of(pattern: Pattern, length: int) -> np.ndarray:
     """The slot of every position, int32 [length]: a ring, and after it what is held for good."""
-    ring, kept = pattern.kept(length)
+    ring, kept = _held(pattern, length)
     slot = np.arange(length, dtype=np.int32) % max(ring, 1)
     slot[kept] = ring + np.arange(len(kept), dtype=np.int32)
     return slot
 
 
 def decode_attention(
-    q_BTHK, k_BTGK, v_BTGK, slots: Slots, *, pattern: Pattern, index, slopes_H=None, scale=None
+    q_BTHK,
+    k_BTGK,
+    v_BTGK,
+    slots: Slots,
+    *,
+    pattern: Pattern,
+    index,
+    slopes_H=None,
+    relative=None,
+    scale=None,
 ):
     """Attention of T new positions to themselves and to those in the slots: [B, T, H, K], slots.
 
     The new positions are index..index + T - 1; the slots that come back hold them, as far as the
     pattern can still read them. Once a position is in a ring's slot, none reads the one before.
+    relative: what scores get from distances (`ops/relative.py`), of one pattern for all heads.
     """
     scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
     count, length = q_BTHK.shape[1], slots.slot.shape[0]
     new = jnp.asarray(index, jnp.int32) + jnp.arange(count, dtype=jnp.int32)
-    ring, _ = pattern.kept(length)
+    ring, _ = _held(pattern, length)
     written = _write(slots, k_BTGK, v_BTGK, new, ring)
     keys, values, held = written.k, written.v, written.held
     if ring and count > 1:  # early ones of the new positions read what later ones take the slot of
         keys = jnp.concatenate([slots.k, k_BTGK.astype(keys.dtype)], 1)
         values = jnp.concatenate([slots.v, v_BTGK.astype(values.dtype)], 1)
         held = jnp.concatenate([slots.held, new])
-    q_BTHK, keys, values, batch, heads, kv_heads = _aligned(q_BTHK, keys, values)
+    members = pattern.members
+    q_BTHK, keys, values, batch, heads, kv_heads = aligned(q_BTHK, keys, values, len(members))
     whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
     arrays, specs = [q_BTHK, keys, values, new, held], [whole, kv_whole, kv_whole, P(None), P(None)]
     if slopes_H is not None:
         arrays, specs = [*arrays, jnp.asarray(slopes_H, jnp.float32)], [*specs, P(heads)]
+    if relative is not None:
+        arrays, specs = [*arrays, relative], [*specs, relative.specs(heads)]
 
-    def run(q, k, v, new, held, slopes=None):
+    def run(q, k, v, new, held, *rest):
+        rest = list(rest)
+        slopes = rest.pop(0) if slopes_H is not None else None
         outs, apart = [], (held[None, :] - new[:, None])[None]
-        for place, member in enumerate(pattern.members):
-            *mine, own_slopes = _dealt(place, len(pattern.members), q, k, v, slopes)
+        for place, member in enumerate(members):
+            *mine, own_slopes = _dealt(place, len(members), q, k, v, slopes)
             mask = member.mask(new[:, None], held[None, :], length)
             mask = mask & ((held >= 0) & (held <= new[-1]))[None, :]
-            outs.append(_softmax_attention(*mine, mask[None], apart, own_slopes, scale))
+            bias = None
+            if rest:
+                from gptjax.ops.relative import at_distances
+
+                bias = at_distances(rest[0].bias(mine[0], scale), apart[0])
+                mine[0] = rest[0].query(mine[0])
+            outs.append(softmax_attention(*mine, mask[None], apart, own_slopes, scale, bias))
         return _collected(outs, k.shape[2])
 
     return on_shards(run, tuple(specs), whole)(*arrays), written
@@ -165,10 +197,9 @@ def _write(slots: Slots, k_new, v_new, new, ring: int) -> Slots:
 
 
 def _dealt(place: int, count: int, q_BTHK, k_BSGK, v_BSGK, slopes_H):
-    """The heads that belong to one of `count` patterns: those of its place modulo the count.
+    """The heads that belong to one of `count` patterns (`Pattern.members`).
 
-    Dealt out in turn, so that every shard of the heads holds as many of each. Where as many
-    queries as patterns share a key head, those are dealt out, otherwise the key heads are.
+    Dealt out in turn, so that every shard of the heads holds as many of each.
     """
     if count == 1:
         return q_BTHK, k_BSGK, v_BSGK, slopes_H
@@ -177,16 +208,20 @@ def _dealt(place: int, count: int, q_BTHK, k_BSGK, v_BSGK, slopes_H):
         slopes_H = None if slopes_H is None else slopes_H[place::count]
         return q_BTHK[:, :, place::count], k_BSGK, v_BSGK, slopes_H
     if groups % count:
-        raise BadInput(
-            f"{count} patterns cannot be dealt out to {heads} heads over {groups} key heads on "
-            "every shard; give a multiple"
-        )
+        raise _undealt(count, heads, groups)
     batch, length, _, size = q_BTHK.shape
     q = q_BTHK.reshape(batch, length, groups, -1, size)[:, :, place::count]
     if slopes_H is not None:
         slopes_H = slopes_H.reshape(groups, -1)[place::count].reshape(-1)
     q = q.reshape(batch, length, heads // count, size)
     return q, k_BSGK[:, :, place::count], v_BSGK[:, :, place::count], slopes_H
+
+
+def _undealt(count: int, heads: int, groups: int) -> BadInput:
+    return BadInput(
+        f"{count} patterns cannot be dealt out to {heads} heads over {groups} key heads on every "
+        "shard; give a multiple"
+    )
 
 
 def _collected(outs: list, groups: int):
@@ -201,29 +236,36 @@ def _collected(outs: list, groups: int):
     return jnp.concatenate(outs, 3).reshape(batch, length, heads * count, size)
 
 
-def _aligned(q_BTHK, k_BSGK, v_BSGK):
+def aligned(q_BTHK, k_BSGK, v_BSGK, count: int):
     """q, k, v ready to be cut into shards, and their batch, heads and kv heads mesh axes.
 
     When the kv heads are not sharded as the heads are (too few of them), each head gets its own
-    copy, unless there is one for all, which every shard can hold.
+    copy, unless there is one for all, which every shard can hold. BadInput where `count` patterns
+    would then go to other heads than without shards.
     """
     batch, heads = spec_of(q_BTHK)[0], spec_of(q_BTHK)[2]
-    groups = k_BSGK.shape[2]
+    groups, repeats = k_BSGK.shape[2], q_BTHK.shape[2] // k_BSGK.shape[2]
     if axes_of(spec_of(k_BSGK)[2]) == axes_of(heads):
         return q_BTHK, k_BSGK, v_BSGK, batch, heads, heads
     plain = P(batch, None, None, None)
     k_BSGK, v_BSGK = reshard(k_BSGK, plain), reshard(v_BSGK, plain)
     if groups == 1:
         return q_BTHK, k_BSGK, v_BSGK, batch, heads, None
-    which = [head // (q_BTHK.shape[2] // groups) for head in range(q_BTHK.shape[2])]
+    if repeats > 1 and repeats % count:
+        raise _undealt(count, q_BTHK.shape[2], groups)
+    which = [head // repeats for head in range(q_BTHK.shape[2])]
     k_BSHK, v_BSHK = (
         jnp.concatenate([x[:, :, g : g + 1] for g in which], 2) for x in (k_BSGK, v_BSGK)
     )
     return q_BTHK, k_BSHK, v_BSHK, batch, heads, heads
 
 
-def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale):
-    """mask, apart (key minus query position): broadcast against [B, T, S]."""
+def softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale, bias_BHTS=None):
+    """The plain masked softmax, [B, T, H, K].
+
+    mask, apart (key minus query position): broadcast against [B, T, S]; bias: float32, added to
+    the scores.
+    """
     groups = k_BSGK.shape[2]
     q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], groups, -1, q_BTHK.shape[-1])
     scores = scale * jnp.einsum(
@@ -232,6 +274,8 @@ def _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale):
     if slopes_H is not None:
         slopes = slopes_H.reshape(1, groups, -1, 1, 1)
         scores = scores + slopes * apart[:, None, None].astype(jnp.float32)
+    if bias_BHTS is not None:
+        scores = scores + bias_BHTS.reshape(bias_BHTS.shape[0], *scores.shape[1:])
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, FAR), axis=-1)
     out = jnp.einsum(
         "bgrts,bsgk->btgrk",
@@ -248,7 +292,7 @@ def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     if segments_BT is not None:
         mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
     apart = (positions[None, :] - positions[:, None])[None]
-    return _softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale)
+    return softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale)
 
 
 LOCAL = {

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.ops.blocked import FAR
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 from gptjax.ops.patterns.lists import key_lists, list_block, query_lists
+from gptjax.ops.shards import backend
 
 LARGEST_HEAD = 128
 LOG2_E = math.log2(math.e)  # GPUs have an instruction for powers of 2
@@ -27,7 +28,7 @@ LOG2_E = math.log2(math.e)  # GPUs have an instruction for powers of 2
 class _Plan(NamedTuple):
     """What a kernel knows when it is compiled."""
 
-    pattern: Pattern
+    pattern: HeadPattern
     length: int
     block: int
     scale: float
@@ -256,7 +257,7 @@ def _prepared(pattern, scale, q_BTHK, k_BSGK, segments_BT, slopes_H):
     if slopes_H is not None:
         slopes_H = slopes_H.astype(jnp.float32)
     repeats = q_BTHK.shape[2] // k_BSGK.shape[2]
-    plan = _Plan(pattern, length, block, float(scale), repeats, jax.default_backend() == "cpu")
+    plan = _Plan(pattern, length, block, float(scale), repeats, backend() == "cpu")
     return plan, _Aside(table, segments_BT, slopes_H), filled
 
 

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.ops.parts import Band, Part
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 
 FAR = -1e30  # a finite minus infinity: exp gives 0 and differences give no NaN
 STRIPS = 16  # at most so many in a triangle: more multiply less, but every one costs its start
+BAND_WASTE = 1.5  # a band may multiply so many times the pairs that strips do
 CHUNK_BYTES = 1 << 25  # of scores that one batched product may make
 
 
@@ -110,33 +111,52 @@ def _added(x, block: int, before: int, after: int, places: int):
 
 
 @functools.lru_cache(maxsize=256)
-def works(pattern: Pattern, length: int) -> tuple[Work, ...]:
+def works(pattern: HeadPattern, length: int) -> tuple[Work, ...]:
     """What the blocked kernel multiplies for a pattern."""
     return tuple(_work(part, length) for part in pattern.parts(length))
 
 
 def _work(part: Part, length: int) -> Work:
     queries, keys = part.queries.positions(length), part.keys.positions(length)
-    rule, band, places = part.rule, None, queries.shape[1]
-    if isinstance(rule, Band) and rule.low is not None and rule.high is not None:
-        block = band_block(rule.high - rule.low + 1)
-        if places > 2 * block and queries.shape == keys.shape:
-            before, after = -(-max(rule.high, 0) // block), -(-max(-rule.low, 0) // block)
-            band = (block, before, after)
+    rule, places = part.rule, queries.shape[1]
+    strips = _strips(rule, places, keys.shape[1], block_size(places))
+    band = _band(rule, places) if queries.shape == keys.shape else None
+    if band is not None:
+        block, before, after = band
+        wide = (before + 1 + after) * block
+        # A band multiplies what is filled up at both ends, too, but in one product.
+        if -(-places // block) * block * wide <= BAND_WASTE * _strip_pairs(strips):
             rule = Band(rule.low - before * block, rule.high - before * block)
             queries = _cut(queries[..., None], block, -1)[..., 0]
             keys = _overlapping(keys[..., None], *band, fill=-1)[..., 0]
-    strips = []
-    size = queries.shape[1] if band else block_size(queries.shape[1])
-    for start in range(0, queries.shape[1], size):
-        stop = min(start + size, queries.shape[1])
-        first, last = rule.key_range(start, stop, keys.shape[1])
-        if last > first:
-            strips.append((start, stop, first, last))
+            strips = _strips(rule, block, wide, block)
+        else:
+            band = None
     # Places filled up at the end stay behind whatever a real query of a causal rule reads.
     behind = band is None and getattr(rule, "low", None) is not None and rule.low >= 0
     filled = bool((keys < 0).any()) and not (behind and type(part.keys) is type(part.queries))
     return Work(part, rule, band, queries, keys, tuple(strips), filled)
+
+
+def _band(rule, places: int) -> tuple[int, int, int] | None:
+    """The block of a band, blocks before and after; None for other rules and short sequences."""
+    if not isinstance(rule, Band) or rule.low is None or rule.high is None:
+        return None
+    block = band_block(rule.high - rule.low + 1)
+    if places <= 2 * block:
+        return None
+    return block, -(-max(rule.high, 0) // block), -(-max(-rule.low, 0) // block)
+
+
+def _strips(rule, places: int, keys: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Strips of `size` queries, each with the keys that it can reach; empty ones are left out."""
+    edges = [(start, min(start + size, places)) for start in range(0, places, size)]
+    found = [(*edge, *rule.key_range(*edge, keys)) for edge in edges]
+    return [strip for strip in found if strip[3] > strip[2]]
+
+
+def _strip_pairs(strips) -> int:
+    return sum((stop - start) * (last - first) for start, stop, first, last in strips)
 
 
 def block_size(length: int) -> int:
@@ -149,18 +169,14 @@ def band_block(width: int) -> int:
     return max(min(64 * math.ceil(width / 128), 256), 32)
 
 
-def multiplied(pattern: Pattern, length: int) -> int:
+def multiplied(pattern: HeadPattern, length: int) -> int:
     """Query-key pairs that the kernel multiplies per head and sequence, those it masks included."""
     return multiplied_by(works(pattern, length))
 
 
 def multiplied_by(chosen: tuple[Work, ...]) -> int:
     """The pairs of some parts."""
-    return sum(
-        len(work.queries) * (stop - start) * (last - first)
-        for work in chosen
-        for start, stop, first, last in work.strips
-    )
+    return sum(len(work.queries) * _strip_pairs(work.strips) for work in chosen)
 
 
 def _masked(work: Work, strip, scores, extras, transposed: bool):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gptjax.ops.blocked import FAR, multiplied_by
 from gptjax.ops.fused import merged, nothing_seen, padded_heads, put_back, rows_of, split, taken
 from gptjax.ops.parts import EVERYTHING, Band, Blocks, Part, Residues, Span
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 
 SHORTEST = 64  # places: releases of cuDNN have refused shorter ones; the portable way is quick
 HEAD_MULTIPLE = 8
@@ -146,7 +146,7 @@ def available() -> bool:
     return True
 
 
-def single_call(pattern: Pattern, length: int) -> Call | None:
+def single_call(pattern: HeadPattern, length: int) -> Call | None:
     """The one call that computes a whole pattern, which public jax can make."""
     parts = pattern.parts(length)
     call = call_of(parts[0], length)
@@ -154,7 +154,7 @@ def single_call(pattern: Pattern, length: int) -> Call | None:
     return call if whole and call is not None and call.low == 0 else None
 
 
-def cudnn_can(pattern: Pattern, length: int) -> str:
+def cudnn_can(pattern: HeadPattern, length: int) -> str:
     """What stands against cuDNN for a pattern, empty when nothing does."""
     if not any(call_of(part, length) for part in pattern.parts(length)):
         return f"no part of {pattern} at length {length} is causal, full or a window to it"
@@ -163,7 +163,7 @@ def cudnn_can(pattern: Pattern, length: int) -> str:
     return "this jax lacks the primitives for patterns of several parts"
 
 
-def cudnn_pairs(pattern: Pattern, length: int) -> int:
+def cudnn_pairs(pattern: HeadPattern, length: int) -> int:
     """Query-key pairs of the parts cuDNN computes, and those multiplied for the others."""
     mine, rest = split(CUDNN, pattern, length)
     return sum(rows_of(part, length).pairs for part in mine) + multiplied_by(rest)

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptjax.ops.blocked import FAR, backward_of, forward_of, works
 from gptjax.ops.parts import Band, Part, Stairs
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 
 
 class Fused(Protocol):
@@ -73,12 +73,12 @@ def rows_of(part: Part, length: int) -> Rows | None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def merged(fused: Fused, pattern: Pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT):
+def merged(fused: Fused, pattern: HeadPattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT):
     """Attention [B, T, H, K] of a pattern, its parts by `fused` where it can."""
     return _forward(fused, pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT)[0]
 
 
-def split(fused: Fused, pattern: Pattern, length: int):
+def split(fused: Fused, pattern: HeadPattern, length: int):
     """The parts for the fused kernel, and the work left to the portable one."""
     mine = tuple(part for part in pattern.parts(length) if fused.can(part, length))
     rest = tuple(work for work in works(pattern, length) if work.part not in mine)

@@ -6,11 +6,13 @@ from gptjax.errors import BadInput, did_you_mean
 from gptjax.ops.block_list import LARGEST_HEAD
 from gptjax.ops.blocked import block_size, multiplied
 from gptjax.ops.cudnn import cudnn_can, cudnn_pairs
-from gptjax.ops.patterns import Bidirectional, Causal, Pattern, Window
+from gptjax.ops.patterns import Bidirectional, Causal, Window
+from gptjax.ops.patterns.base import HeadPattern
 from gptjax.ops.patterns.lists import listed_pairs
 from gptjax.ops.splash import LANES, splash_can, splash_pairs
 
 KERNELS = ("dense", "blocked", "cudnn", "splash", "block_list")
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # of kernels that run on one alone
 HALVES = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
 # A pair costs about so many times more where scores go through a GPU's memory; an estimate from
 # bytes and operations, not measured.
@@ -20,7 +22,7 @@ UNFUSED_COST = 8
 def choose_kernel(
     kernel: str,
     backend: str,
-    pattern: Pattern,
+    pattern: HeadPattern,
     has_segments: bool,
     has_slopes: bool,
     length: int,
@@ -31,7 +33,8 @@ def choose_kernel(
     """The kernel that runs: the one asked for, or for `auto` the fastest that can.
 
     backend: cpu, gpu (or cuda), tpu, as `ops.shards.backend()` says. value_size: that of values in
-    a head, when it is not that of queries. BadInput when the one asked for cannot run.
+    a head, when it is not that of queries. BadInput when the one asked for cannot run; a single
+    position is always for `dense`.
     """
     if kernel not in ("auto", *KERNELS):
         raise BadInput(
@@ -49,6 +52,8 @@ def choose_kernel(
     if kernel in AGAINST:
         if why := against(kernel):
             raise BadInput(f"attention kernel {kernel!r} cannot run: {'; '.join(why)}")
+    if length == 1:  # a position alone, as when parameters are made: nothing to multiply
+        return "dense"
     if kernel != "auto":
         return kernel
     for name in ("cudnn", "splash"):
@@ -74,7 +79,7 @@ def _against_cudnn(backend, pattern, has_segments, has_slopes, length, dtype, he
         against.append("segments and ALiBi would need a mask or bias array, which is slow there")
     if head_size is not None and head_size > 128:
         against.append(f"its head size is at most 128, not {head_size}")
-    return against + ([why] if (why := cudnn_can(pattern, length)) else [])
+    return against + ([why] if length > 1 and (why := cudnn_can(pattern, length)) else [])
 
 
 def _against_splash(backend, pattern, has_segments, has_slopes, length, dtype, head_size):
@@ -85,9 +90,9 @@ def _against_splash(backend, pattern, has_segments, has_slopes, length, dtype, h
         against.append(f"it takes bfloat16 or float32, not {jnp.dtype(dtype).name}")
     if has_slopes:
         against.append("it has no ALiBi")
-    if length < LANES:
+    if 1 < length < LANES:
         against.append(f"its blocks hold {LANES} places, more than a sequence of {length}")
-    return against + ([why] if (why := splash_can(pattern, length)) else [])
+    return against + ([why] if length > 1 and (why := splash_can(pattern, length)) else [])
 
 
 def _against_block_list(backend, pattern, has_segments, has_slopes, length, dtype, head_size):
@@ -105,7 +110,7 @@ AGAINST = {
 }
 
 
-def kernel_pairs(pattern: Pattern, length: int, kernel: str) -> int:
+def kernel_pairs(pattern: HeadPattern, length: int, kernel: str) -> int:
     """Query-key pairs the kernel multiplies per head and sequence, those it masks included.
 
     Of what cuDNN computes those of the pattern: what it does inside is not visible.

@@ -63,6 +63,21 @@ class Stairs:
 
 
 @dataclass(frozen=True)
+class Recent:
+    """In blocks of `block`: a query reads its own up to itself, and `before` whole ones before."""
+
+    block: int
+    before: int
+
+    def mask(self, queries, keys):
+        return (queries >= keys) & (queries // self.block - keys // self.block <= self.before)
+
+    def key_range(self, start, stop, keys):
+        first = min(max(start // self.block - self.before, 0) * self.block, keys)
+        return first, max(min(stop, keys), first)
+
+
+@dataclass(frozen=True)
 class Corner:
     """Of a block with itself: key <= query, and the key in columns [first, last) or the query."""
 

@@ -1,7 +1,7 @@
 """The little these ops need to know about explicit meshes."""
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # `jax.reshard` is `jax.sharding.reshard` before jax 0.8.
@@ -28,6 +28,13 @@ def backend() -> str:
         return device.platform
     kind = device.device_kind.lower()  # jax 0.7 tells no platform
     return next((name for name in ("tpu", "cpu") if name in kind), "gpu")
+
+
+def on_platform(mesh: AbstractMesh, platform: str) -> AbstractMesh:
+    """The mesh with devices of a platform (cpu, gpu or tpu) that `backend` finds in it."""
+    fields = {"device_kind": platform, "num_cores": None, "platform": platform}
+    known = {name: fields[name] for name in AbstractDevice.__dataclass_fields__}
+    return mesh.update(abstract_device=AbstractDevice(**known))
 
 
 def spec_of(x) -> P:

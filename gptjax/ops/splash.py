@@ -18,7 +18,7 @@ import numpy as np
 from gptjax.ops.blocked import FAR, multiplied_by
 from gptjax.ops.fused import Rows, merged, nothing_seen, put_back, rows_of, split, taken
 from gptjax.ops.parts import Band, Chosen, Part, Span
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 from gptjax.ops.shards import backend
 
 LANES = 128
@@ -231,14 +231,14 @@ def available() -> bool:
     return taken_by == {*options, "save_residuals", "res", "do"}
 
 
-def splash_can(pattern: Pattern, length: int) -> str:
+def splash_can(pattern: HeadPattern, length: int) -> str:
     """What stands against splash for a pattern, empty when nothing does."""
     if not any(SPLASH.can(part, length) for part in pattern.parts(length)):
         return f"in no part of {pattern} at length {length} the keys of a query stand in a row"
     return "" if available() else "this jax lacks the splash kernels"
 
 
-def splash_pairs(pattern: Pattern, length: int) -> int:
+def splash_pairs(pattern: HeadPattern, length: int) -> int:
     """Query-key pairs in the blocks that the parts' grids visit, and of what is left over."""
     mine, rest = split(SPLASH, pattern, length)
     pairs = sum(

@@ -24,6 +24,7 @@ class Parameters:
     mlp: int
     norms: int
     head: int  # 0 when tied
+    resting: int = 0  # of the mlp group: those of experts that a token does not go to
 
     @property
     def total(self) -> int:
@@ -37,10 +38,11 @@ class Parameters:
     @property
     def active(self) -> int:
         """Parameters that take part in one token: all, in a dense model."""
-        return self.total
+        return self.total - self.resting
 
     def groups(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        names = (name for name in self.__dataclass_fields__ if name != "resting")
+        return {name: getattr(self, name) for name in names}
 
 
 def count_parameters(c: DecoderConfig) -> Parameters:
@@ -48,20 +50,29 @@ def count_parameters(c: DecoderConfig) -> Parameters:
     D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
     rows = (H + G) * c.qk_size + G * K
     attention = D * rows + H * K * D
-    if c.attention_biases:
-        attention += rows + D
+    attention += c.attention_biases * rows + c.output_biases * D
+    positions = sum(c.position_axes) * D
+    if c.positions == "relative":
+        attention += (D + 2) * H * c.qk_size
+    elif c.positions == "relative_bias":
+        positions = c.attention.buckets * H
+    if c.attention.top_query != "none":
+        positions += c.context_length * D
     mlp = (3 if c.gated else 2) * D * F
     if c.mlp_biases:
         mlp += (2 if c.gated else 1) * F + D
+    count, routed = c.experts.count, sum(c.layer_kind(i).experts for i in range(N))
     norm = D * (2 if c.norm_biases else 1)
-    norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post")
+    norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post") + c.embedding.norm
+    E = c.embedding_size
     return Parameters(
-        embedding=c.vocab_size * D,
-        positions=sum(c.position_axes) * D,
+        embedding=c.vocab_size * E + (2 * E * D if c.embedding.size else 0),
+        positions=positions,
         attention=N * attention,
-        mlp=N * mlp,
+        mlp=(N - routed) * mlp + routed * count * (mlp + D),
         norms=norms * norm,
-        head=0 if c.tied_embeddings else c.vocab_size * D,
+        head=(0 if c.tied_embeddings else c.outputs * E) + c.embedding.head_bias * c.outputs,
+        resting=routed * (count - c.experts.top_k) * mlp,
     )
 
 
@@ -71,8 +82,8 @@ class Flops:
 
     projections: float  # queries, keys, values, output
     attention: float  # scores and weighted values, over the pairs that the pattern visits
-    mlp: float
-    head: float
+    mlp: float  # of experts those that a token goes to, and the router
+    head: float  # and the maps between the token vectors' width and the model's
 
     @property
     def forward(self) -> float:
@@ -89,11 +100,20 @@ def count_flops(c: DecoderConfig, length: int, pairs: float | None = None) -> Fl
     D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
     if pairs is None:
         pairs = c.attention_pairs(length)
+    projections, scores = D * (H + G) * (c.qk_size + K), c.qk_size + K
+    if c.positions == "relative":
+        # Not the keys of the distances: all sequences of a batch share them.
+        projections += D * G * (c.qk_size + K) * (c.attention.memory > 0)
+        scores += c.qk_size  # queries times those keys
+    mlp = (3 if c.gated else 2) * D * F
+    routed = sum(c.layer_kind(i).experts for i in range(N))
+    through = (N - routed) * mlp + routed * (c.experts.top_k * mlp + D * c.experts.count)
+    E = c.embedding_size
     return Flops(
-        projections=2 * N * D * (H + G) * (c.qk_size + K),
-        attention=2 * N * H * (c.qk_size + K) * pairs / length,
-        mlp=2 * N * (3 if c.gated else 2) * D * F,
-        head=2 * D * c.vocab_size,
+        projections=2 * N * projections,
+        attention=2 * N * H * scores * pairs / length,
+        mlp=2 * through,
+        head=2 * E * c.outputs + (4 * D * E if c.embedding.size else 0),
     )
 
 
@@ -109,7 +129,7 @@ def executed_training_flops(
 
     pairs = again = 0.0  # again: what is multiplied beside the dense backward, in operations
     for layer in range(c.num_layers):
-        members = c.layer_pattern(layer).members
+        members = c.layer_kind(layer).pattern.members
         for member in members:
             kernel = choose(member)
             share = kernel_pairs(member, length, kernel) / len(members)
@@ -129,5 +149,5 @@ def executed_training_flops(
 def _not_recomputed(c: DecoderConfig) -> float:
     """The products that only make a block's output: no gradient inside the block needs them."""
     output, down = c.num_heads * c.head_size * c.d_model, c.ff_size * c.d_model
-    last = {"pre": down, "post": 0, "parallel": output + down}[c.block]
+    last = {"pre": down, "post": 0}.get(c.block, output + down)
     return 2 * c.num_layers * last

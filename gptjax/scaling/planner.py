@@ -61,7 +61,7 @@ class ShapeRule:
             num_layers=self.layers or max(round(width / self.aspect), 1),
             num_heads=max(width // self.head_size, 1),
             num_kv_heads=0,
-            head_dim=0,
+            attention=dataclasses.replace(model.attention, head_dim=0),
             d_ff=0,
         )
 

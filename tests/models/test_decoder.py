@@ -8,7 +8,7 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.models import presets
-from gptjax.models.config import AttentionConfig, DecoderConfig, RotaryConfig
+from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig, RotaryConfig
 from gptjax.models.decoder import Decoder, empty_cache, init_params, logits, param_axes
 from gptjax.scaling.flops import count_parameters
 from tests.models import numpy_gpt2
@@ -41,7 +41,7 @@ VARIANTS = {
         "block": "post",
         "activation": "relu",
         "positions": "none",
-        "head_dim": 6,
+        "attention": AttentionConfig(head_dim=6),
         "init": "fan_in",
     },
     "geglu_partial_rotary": {
@@ -59,11 +59,46 @@ VARIANTS = {
     },
     "small_keys_factorised_positions": {
         "positions": "factorised",
-        "position_shape": "4x6",
+        "embedding": EmbeddingConfig(position_shape="4x6"),
         "activation": "quick_gelu",
         "init": "sparse_transformer",
         "tied_embeddings": False,
         "attention": AttentionConfig(pattern="strided:4", kernel="blocked", qk_dim=2),
+    },
+    "transformer_xl": {  # two segments and a part of a third
+        "positions": "relative",
+        "block": "post",
+        "biases": "mlp",
+        "attention": AttentionConfig(memory=8),
+        "embedding": EmbeddingConfig(scale=4.0),
+    },
+    "relative_rmsnorm": {"positions": "relative", "norm": "rmsnorm", "num_kv_heads": 2},
+    "lamda": {
+        "positions": "relative_bias",
+        "activation": "geglu",
+        "biases": "none",
+        "layers": "scan",
+        "attention": AttentionConfig(scale="one", buckets=8, max_distance=12),
+    },
+    "opt_350m": {"block": "post", "embedding": EmbeddingConfig(size=6, position_offset=2)},
+    "bloom": {"positions": "alibi", "embedding": EmbeddingConfig(norm=True)},
+    "gpt_j": {
+        "positions": "rotary",
+        "block": "parallel",
+        "biases": "mlp",
+        "tied_embeddings": False,
+        "embedding": EmbeddingConfig(head_bias=True, outputs=59),
+    },
+    "gpt_neox": {"positions": "rotary", "block": "parallel_two_norms"},
+    "gpt_neo": {
+        "biases": "output",
+        "attention": AttentionConfig(scale="one", pattern="causal/window:3"),
+    },
+    "pangu": {
+        "num_layers": 3,
+        "layers": "scan",
+        "attention": AttentionConfig(top_query="positions"),
+        "embedding": EmbeddingConfig(logit_scale=0.5),
     },
     "dense_banded_fixed": {  # layers in turn, heads in turn
         "num_kv_heads": 2,
@@ -235,9 +270,15 @@ def test_every_axis_has_a_name():
         ({"num_layers": 0}, "model.num_layers is 0"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"positions": "rotary", "rotary": RotaryConfig(fraction=0.1)}, "rotary.fraction"),
-        ({"positions": "factorised", "position_shape": "4"}, "two axes or more"),
-        ({"positions": "factorised", "position_shape": "2x3"}, "fewer than model.context_length"),
-        ({"position_shape": "4x8"}, "of factorised positions"),
+        (
+            {"positions": "factorised", "embedding": EmbeddingConfig(position_shape="4")},
+            "two axes or more",
+        ),
+        (
+            {"positions": "factorised", "embedding": EmbeddingConfig(position_shape="2x3")},
+            "fewer than model.context_length",
+        ),
+        ({"embedding": EmbeddingConfig(position_shape="4x8")}, "of factorised positions"),
         ({"attention": AttentionConfig(pattern="windw:3")}, "did you mean 'window'"),
         ({"attention": AttentionConfig(pattern="bidirectional")}, "give a causal one"),
         ({"attention": AttentionConfig(pattern="causal|window:2|window:3")}, "3 groups of heads"),
@@ -245,7 +286,10 @@ def test_every_axis_has_a_name():
             {"layers": "scan", "attention": AttentionConfig(pattern="causal/causal/window:2")},
             "in turn",
         ),
-        ({"positions": "rotary", "head_dim": 5}, "turns 5 of the 5 dimensions"),
+        (
+            {"positions": "rotary", "attention": AttentionConfig(head_dim=5)},
+            "turns 5 of the 5 dim",
+        ),
     ],
 )
 def test_impossible_models_are_refused(fields, words):

@@ -93,7 +93,7 @@ def test_weights_as_they_start():
 
 
 def test_sizes_in_proportion():
-    model = dataclasses.replace(BASE, d_model=32, head_dim=8)
+    model = dataclasses.replace(BASE, d_model=32, attention=AttentionConfig(head_dim=8))
     wide = model.at_width(64)
     assert (wide.d_ff, wide.num_heads, wide.num_kv_heads, wide.head_size) == (96, 8, 4, 8)
     larger = model.at_width(64, "head_dim")

@@ -5,7 +5,7 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.ops.blocked import multiplied, works
-from gptjax.ops.patterns import KINDS, parse, parse_layers
+from gptjax.ops.patterns import KINDS, HeadPattern, Pattern, parse, parse_layers
 from gptjax.ops.patterns.__main__ import main
 
 
@@ -23,7 +23,7 @@ def drawn(name: str, random: np.random.Generator) -> str:
         "column": [n(1, 40)],
         "dilated": [n(1, 30), n(1, 12)],
         "strided": [n(1, 40), n(0, 2) * n(1, 70)],
-        "local": [block],
+        "local": [block, n(0, 3)],
         "fixed": [block, columns, n(0, block // columns)],
         "summary": [block, columns, n(0, block // columns)],
         "longformer": [n(1, 40), n(1, 9), ways],
@@ -104,6 +104,10 @@ def test_texts_make_patterns_and_patterns_texts():
         ("strided", "lacks stride: write strided:stride,window"),
         ("strided:1,2,3", "a field too many"),
         ("strided:8,stride=9", "a field too many"),
+        ("strided:8,windw=9", "no field 'windw'; write strided:stride,window; did you mean"),
+        ("window:--5", "width of a window pattern is '--5'"),
+        ("window:" + "9" * 5000, "larger than 2147483647"),
+        ("image_row:0", "columns of an image_row pattern is 0"),
         ("strided:eight", "give an integer from 1 on"),
         ("window:0", "width of a window pattern is 0"),
         ("fixed:8,5,1", "give at most 0"),
@@ -125,7 +129,30 @@ def test_pictures(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "strided:8: 708 pairs" in shown
     assert main([]) == 0 and "bigbird" in capsys.readouterr().out
-    for wrong in (["--show", "stride:8"], ["--show", "causal", "--n", "0"],
-                  ["--show", "causal", f"--out={tmp_path}/no/p.png"]):  # fmt: skip
+    for wrong in (["--show", "stride:8"], ["--show", ""], ["--shw", "causal"],
+                  ["--show", "causal", "--n", "0"], ["--show", "causal", "--n", "many"],
+                  ["--show", "causal", f"--out={tmp_path}/no/p.png"],
+                  ["--show", "causal", f"--out={tmp_path}"],
+                  ["--show", "/".join(["causal"] * 17)]):  # fmt: skip
         assert main(wrong) == 2
-        assert capsys.readouterr().err.startswith("error: ")
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+
+
+HUGE = ["window:1000000", "local:1000000", "fixed:1000000,3", "column:1000000", "bigbird:1000000"]
+HUGE += ["dilated:1000000,1000000", "summary:1000000,5,1", "image_conv:1000001,1000001"]
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_fields_beyond_the_length_cost_nothing(text):
+    """No array is as long as a block or a stride that no sequence reaches."""
+    for length in (100, 700):
+        chosen = works(parse(text), length)
+        assert max(work.keys.size for work in chosen) <= 2 * length
+        assert multiplied(parse(text), length) <= 1.1 * length * length
+
+
+def test_what_is_abstract():
+    for kind in (Pattern, HeadPattern):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()

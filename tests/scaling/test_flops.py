@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from gptjax.models import presets
-from gptjax.models.config import AttentionConfig, DecoderConfig
+from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig
 from gptjax.models.decoder import Decoder, init_params
 from gptjax.objectives import NextToken
 from gptjax.ops.kernels import kernel_pairs
@@ -26,6 +26,7 @@ BASE = DecoderConfig(
     attention=AttentionConfig(kernel="dense"),
 )
 BLOCKED = {"attention": AttentionConfig(kernel="blocked")}
+WIDE_HEADS = {"attention": AttentionConfig(kernel="dense", head_dim=10)}
 VARIANTS = {
     "dense": {},
     "blocked": BLOCKED,
@@ -41,15 +42,20 @@ VARIANTS = {
         "num_kv_heads": 1,
         "positions": "alibi",
         "block": "parallel",
-        "head_dim": 10,
-        **BLOCKED,
+        "attention": AttentionConfig(kernel="blocked", head_dim=10),
     },
     "post_wide": {"block": "post", "d_ff": 37},
     "scan": {"layers": "scan", **BLOCKED},
+    "narrow_tokens_outputs": {
+        "tied_embeddings": False,
+        "embedding": EmbeddingConfig(size=10, outputs=40, head_bias=True),
+    },
+    "two_norms": {"block": "parallel_two_norms", "remat": "block"},
+    "query_layer": {"attention": AttentionConfig(kernel="dense", top_query="positions")},
     "block_remat_dense": {"remat": "block"},
     "block_remat_blocked": {"remat": "block", **BLOCKED},
     "block_remat_scan": {"remat": "block", "layers": "scan", **BLOCKED},
-    "block_remat_parallel": {"remat": "block", "block": "parallel", "head_dim": 10},
+    "block_remat_parallel": {"remat": "block", "block": "parallel", **WIDE_HEADS},
     "block_remat_post": {"remat": "block", "block": "post", "activation": "geglu", **BLOCKED},
     "products_remat_dense": {"remat": "products"},
     "products_remat_blocked": {"remat": "products", **BLOCKED},
@@ -99,7 +105,7 @@ def test_the_ledger_counts_what_the_program_multiplies(name):
     config = dataclasses.replace(BASE, **VARIANTS[name])
     kernel = config.attention.kernel
     forward, training = programs(config)
-    members = [m for i in range(config.num_layers) for m in config.layer_pattern(i).members]
+    members = [m for i in range(config.num_layers) for m in config.layer_kind(i).pattern.members]
     pairs = sum(kernel_pairs(m, LENGTH, kernel) for m in members) / len(members)
     assert forward == pytest.approx(count_flops(config, LENGTH, pairs).forward, rel=1e-9)
     assert training == pytest.approx(

@@ -13,13 +13,13 @@ import dataclasses
 import functools
 
 from gptjax.errors import BadInput, did_you_mean
-from gptjax.ops.patterns.base import Heads, Pattern
+from gptjax.ops.patterns.base import LARGEST, HeadPattern, Heads, Pattern
 from gptjax.ops.patterns.blocks import BigBird, Longformer
 from gptjax.ops.patterns.dense import Bidirectional, Causal, Prefix, Window
 from gptjax.ops.patterns.images import ImageColumn, ImageConv, ImageRow
 from gptjax.ops.patterns.sparse import Column, Dilated, Fixed, Local, Strided, Summary
 
-ALL: tuple[type[Pattern], ...] = (
+ALL: tuple[type[HeadPattern], ...] = (
     Causal,
     Bidirectional,
     Prefix,
@@ -69,11 +69,22 @@ def parse(text: str) -> Pattern:
             value = key
             key = fields[place] if place < len(fields) else ""
         key, value = key.strip(), value.strip()
+        if equals and key not in fields:
+            raise BadInput(
+                f"pattern {text!r} has no field {key!r}; write {usage}{did_you_mean(key, fields)}"
+            )
         if key not in fields or key in given:
             raise BadInput(f"pattern {text!r} has a field too many: write {usage}")
-        given[key] = int(value) if value.lstrip("-").isdecimal() else value
+        given[key] = _number(value)
     needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
     missing = [field for field in needed if field not in given]
     if missing:
         raise BadInput(f"pattern {text!r} lacks {', '.join(missing)}: write {usage}")
     return kind(**given)
+
+
+def _number(word: str) -> int | str:
+    """The integer that a word says, or the word; what is far too large is one that is too large."""
+    if not word.removeprefix("-").isdecimal():
+        return word
+    return int(word) if len(word) < 20 else LARGEST + 1

@@ -1,23 +1,23 @@
 """Draws an attention pattern: python -m gptjax.ops.patterns --show strided:128 --n 1024."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from gptjax.errors import EXIT_BAD_INPUT, BadInput
+from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
 from gptjax.ops.patterns import KINDS, parse_layers
+from gptjax.ops.patterns.base import HeadPattern
 
 LONGEST = 8192  # a mask of 64 M entries
+PANELS = 16  # beside each other in a picture
 
 
-def picture(text: str, length: int, out: Path) -> str:
-    """Write a PNG with a panel per layer and group of heads; what it shows, in a line each."""
+def picture(members: list[HeadPattern], length: int, out: Path) -> str:
+    """Write a PNG with a panel for every pattern; what it shows, in a line each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    members = [member for layer in parse_layers(text) for member in layer.members]
     figure = Figure(figsize=(4.6 * len(members), 5.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     at, lines = np.arange(length), []
@@ -38,32 +38,36 @@ def picture(text: str, length: int, out: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code."""
-    parser = argparse.ArgumentParser(
+    return exit_code_of(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = OneLineParser(
         prog="python -m gptjax.ops.patterns", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--show", metavar="PATTERN", help="such as strided:128 or causal/window:64")
     parser.add_argument("--n", type=int, default=256, help="tokens (default 256)")
     parser.add_argument("--out", type=Path, help="the PNG (default: the pattern's name)")
     given = parser.parse_args(arguments)
+    if given.show is None:
+        for name, kind in KINDS.items():
+            print(f"{name:14s}{kind.__doc__.splitlines()[0]}")
+        return EXIT_DONE
+    if not 1 <= given.n <= LONGEST:
+        raise BadInput(f"--n={given.n}: give 1 to {LONGEST} tokens")
+    members = [member for layer in parse_layers(given.show) for member in layer.members]
+    if len(members) > PANELS:
+        raise BadInput(f"--show has {len(members)} patterns; give at most {PANELS} to draw")
+    name = "".join(c if c.isalnum() else "_" for c in given.show)
+    out = given.out or Path(f"{name}_{given.n}.png")
+    if out.suffix != ".png":
+        raise BadInput(f"--out={out}: give a file whose name ends in .png")
     try:
-        if not given.show:
-            for name, kind in KINDS.items():
-                print(f"{name:14s}{kind.__doc__.splitlines()[0]}")
-            return 0
-        if not 1 <= given.n <= LONGEST:
-            raise BadInput(f"--n={given.n}: give 1 to {LONGEST} tokens")
-        parse_layers(given.show)
-        name = "".join(c if c.isalnum() else "_" for c in given.show)
-        out = given.out or Path(f"{name}_{given.n}.png")
-        try:
-            print(picture(given.show, given.n, out))
-        except OSError as error:
-            raise BadInput(f"cannot write {out}: {error.strerror or error}") from None
-        print(out)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return 0
+        print(picture(members, given.n, out))
+    except OSError as error:
+        raise BadInput(f"cannot write {out}: {error.strerror or error}") from None
+    print(out)
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,41 +10,62 @@ import numpy as np
 from gptjax.errors import BadInput
 from gptjax.ops.parts import Part
 
+LARGEST = 2**31 - 1  # of a field, and of any distance between a query and a key
 
-class Pattern:
-    """What every pattern offers; positions are those in the sequence, lengths are in tokens."""
 
-    name = ""  # in texts
+class Pattern(ABC):
+    """What the attention of a layer offers; lengths are in tokens."""
+
     causal = True  # no query reads a later key
 
-    def mask(self, queries, keys, length: int):
-        """Bool, True where a query may read a key; positions broadcast, e.g. [T, 1] and [1, S]."""
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def members(self) -> "tuple[HeadPattern, ...]":
+        """The patterns of the groups of heads, one for all or several that are dealt out.
 
+        Of K patterns head h has number h modulo K where as many queries as K or a multiple share a
+        key head; otherwise all queries of key head g have number g modulo K.
+        """
+
+    @abstractmethod
     def visited(self, length: int) -> np.ndarray:
-        """How many keys every query reads, int64 [length]."""
-        raise NotImplementedError
+        """How many keys every query reads, the sum over the members, int64 [length]."""
 
-    def parts(self, length: int) -> tuple[Part, ...]:
-        """Disjoint dense parts that together are the pattern."""
-        raise NotImplementedError
-
-    def pairs(self, length: int) -> int:
-        """Query-key pairs in a sequence."""
-        return int(self.visited(length).sum())
-
+    @abstractmethod
     def kept(self, length: int) -> tuple[int, np.ndarray]:
         """(R, positions): what a cache must hold at any time to decode up to `length` positions.
 
         The positions, int32 ascending, are held for good once they are there; of all others the
         last R are.
         """
-        return 0, np.arange(length, dtype=np.int32)
+
+    def pairs(self, length: int) -> int:
+        """Query-key pairs in a sequence, the sum over the members."""
+        return int(self.visited(length).sum())
+
+
+class HeadPattern(Pattern):
+    """The pattern of one head; a subclass is a dataclass whose fields are what its text says."""
+
+    name = ""  # in texts
+
+    @abstractmethod
+    def mask(self, queries, keys, length: int):
+        """Bool, True where a query may read a key.
+
+        Positions in the sequence that broadcast, e.g. [T, 1] and [1, S].
+        """
+
+    @abstractmethod
+    def parts(self, length: int) -> tuple[Part, ...]:
+        """Disjoint dense parts that together are the pattern."""
 
     @property
-    def members(self) -> "tuple[Pattern, ...]":
-        """The patterns of the groups of heads: head h has number h modulo how many there are."""
+    def members(self):
         return (self,)
+
+    def kept(self, length):
+        return 0, np.arange(length, dtype=np.int32)
 
     def __str__(self) -> str:
         """The text that `parse` makes this pattern of."""
@@ -56,16 +78,18 @@ class Pattern:
         """BadInput for a field that is no integer from its least value on."""
         for name, low in least.items():
             value = getattr(self, name)
+            said = f"{name} of {_article(self.name)} {self.name} pattern is"
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                name = f"{name} of a {type(self).__name__.lower()} pattern"
-                raise BadInput(f"{name} is {value!r}; give an integer from {low} on")
+                raise BadInput(f"{said} {value!r}; give an integer from {low} on")
+            if value > LARGEST:
+                raise BadInput(f"{said} larger than {LARGEST}, the largest; give a smaller one")
 
 
 @dataclass(frozen=True)
 class Heads(Pattern):
-    """Groups of heads with patterns of their own, dealt out in turn: head h has h modulo K."""
+    """Groups of heads with patterns of their own, dealt out in turn (`Pattern.members`)."""
 
-    patterns: tuple[Pattern, ...]
+    patterns: tuple[HeadPattern, ...]
 
     @property
     def causal(self):
@@ -76,7 +100,6 @@ class Heads(Pattern):
         return self.patterns
 
     def visited(self, length):
-        """The sum over one head of every pattern."""
         return sum(pattern.visited(length) for pattern in self.patterns)
 
     def kept(self, length):
@@ -91,3 +114,7 @@ class Heads(Pattern):
 
 def nothing() -> np.ndarray:
     return np.zeros(0, np.int32)
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"

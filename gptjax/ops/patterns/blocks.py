@@ -9,11 +9,11 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.ops.parts import EVERYTHING, Band, Chosen, Part, Span
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 
 
 @dataclass(frozen=True)
-class Longformer(Pattern):
+class Longformer(HeadPattern):
     """A band around every query, and `tokens` first positions that all read and that read all."""
 
     name = "longformer"
@@ -59,7 +59,7 @@ class Longformer(Pattern):
 
 
 @dataclass(frozen=True)
-class BigBird(Pattern):
+class BigBird(HeadPattern):
     """Blocks: `window` around the query's own, the first `first` ones for all, `random` others.
 
     The first blocks also read everything. Causal: no query reads a later key, and what is drawn
@@ -105,7 +105,7 @@ class BigBird(Pattern):
         return (others @ sizes)[at // self.block] + at % self.block + 1
 
     def parts(self, length):
-        blocks, parts = self.blocks(length), []
+        blocks, parts, block = self.blocks(length), [], min(self.block, length)
         reads = [tuple(np.flatnonzero(row).tolist()) for row in blocks]
         # Rows of nearly as many blocks go together, so that little is filled up.
         sizes = np.array([1 << max(len(row) - 1, 0).bit_length() for row in reads])
@@ -113,10 +113,19 @@ class BigBird(Pattern):
             rows = np.flatnonzero(sizes == size).tolist()
             widest = max(len(reads[row]) for row in rows)
             keys = tuple(reads[row] + (-1,) * (widest - len(reads[row])) for row in rows)
-            queries = Chosen(self.block, tuple((row,) for row in rows))
+            queries = Chosen(block, tuple((row,) for row in rows))
             order = "positions" if self.causal else "places"
-            parts.append(Part(queries, Chosen(self.block, keys), EVERYTHING, order))
+            parts.append(Part(queries, Chosen(block, keys), EVERYTHING, order))
         return tuple(parts)
+
+    def kept(self, length):
+        """The window, and the blocks that some later block reads beyond its window."""
+        if not self.causal:
+            return super().kept(length)
+        blocks = self.blocks(length)
+        far = np.tril(blocks, -self.window).any(0)
+        at = np.arange(length, dtype=np.int32)
+        return min(self.window * self.block, length), at[far[at // self.block]]
 
 
 @functools.lru_cache(maxsize=64)

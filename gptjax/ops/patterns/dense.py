@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptjax.ops.parts import EVERYTHING, Band, Part, Span
-from gptjax.ops.patterns.base import Pattern, nothing
+from gptjax.ops.patterns.base import HeadPattern, nothing
 
 
 @dataclass(frozen=True)
-class Causal(Pattern):
+class Causal(HeadPattern):
     """Query t reads keys 0..t."""
 
     name = "causal"
@@ -25,7 +25,7 @@ class Causal(Pattern):
 
 
 @dataclass(frozen=True)
-class Bidirectional(Pattern):
+class Bidirectional(HeadPattern):
     """Every query reads every key."""
 
     name = "bidirectional"
@@ -42,7 +42,7 @@ class Bidirectional(Pattern):
 
 
 @dataclass(frozen=True)
-class Prefix(Pattern):
+class Prefix(HeadPattern):
     """The first `prefix` positions read each other, later ones whatever is before them."""
 
     name = "prefix"
@@ -66,7 +66,7 @@ class Prefix(Pattern):
 
 
 @dataclass(frozen=True)
-class Window(Pattern):
+class Window(HeadPattern):
     """A band: `width` keys up to the query itself, and `after` keys behind it."""
 
     name = "window"

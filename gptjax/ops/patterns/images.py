@@ -1,26 +1,32 @@
 """Text, then an image in raster order: rows, columns and squares of it (arXiv 2102.12092)."""
 
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.ops.parts import EVERYTHING, Band, Part, Residues, Span
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 
 
 @dataclass(frozen=True)
-class _Image(Pattern):
+class _Image(HeadPattern):
     """`text` tokens, then an image of rows of `columns` in raster order; text is read by all."""
 
-    def bands(self) -> tuple[Band, ...]:
-        """Distances between tokens of the image, disjoint."""
-        raise NotImplementedError
+    @abstractmethod
+    def bands(self) -> Iterable[Band]:
+        """Distances between tokens of the image, disjoint, from the nearest on."""
+
+    def _within(self, length: int) -> list[Band]:
+        return list(itertools.takewhile(lambda band: band.low < length, self.bands()))
 
     def mask(self, queries, keys, length):
         image = (queries >= self.text) & (keys >= self.text)
         found = (queries >= keys) & (keys < self.text)
-        for band in self.bands():
+        for band in self._within(length):
             found = found | (image & band.mask(queries, keys))
         return found
 
@@ -28,7 +34,7 @@ class _Image(Pattern):
         at = np.arange(length)
         image = at - self.text
         found = np.minimum(at + 1, self.text)
-        for band in self.bands():
+        for band in self._within(length):
             found = found + np.maximum(np.minimum(image, band.high) - band.low + 1, 0)
         return found
 
@@ -38,12 +44,11 @@ class _Image(Pattern):
         if t and t < length:
             parts.append(Part(Span(t), Span(0, t), EVERYTHING))
         if t < length:
-            places = [band for band in self.bands() if band.low < length - t]
-            parts += [Part(Span(t), Span(t), band) for band in places]
+            parts += [Part(Span(t), Span(t), band) for band in self._within(length - t)]
         return tuple(parts)
 
     def kept(self, length):
-        furthest = max(band.high for band in self.bands())
+        furthest = max(band.high for band in self._within(length))
         return min(furthest + 1, length), np.arange(min(self.text, length), dtype=np.int32)
 
 
@@ -80,13 +85,14 @@ class ImageConv(_Image):
             )
 
     def bands(self):
+        """Rows further up than any sequence reaches are never asked for."""
         half = self.kernel // 2
         above = (Band(r * self.columns - half, r * self.columns + half) for r in range(1, half + 1))
-        return (Band(0, half), *above)
+        return itertools.chain((Band(0, half),), above)
 
 
 @dataclass(frozen=True)
-class ImageColumn(Pattern):
+class ImageColumn(HeadPattern):
     """The query's own column of the image, and all text."""
 
     name = "image_column"
@@ -112,6 +118,6 @@ class ImageColumn(Pattern):
         if t and t < length:
             parts.append(Part(Span(t), Span(0, t), EVERYTHING))
         if t < length:
-            layout = Residues(self.columns, t)
+            layout = Residues(min(self.columns, length - t), t)
             parts.append(Part(layout, layout))
         return tuple(parts)

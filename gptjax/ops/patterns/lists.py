@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.ops.parts import Corner, Part
-from gptjax.ops.patterns.base import Pattern
+from gptjax.ops.patterns.base import HeadPattern
 
 BLOCKS = (32, 64)  # positions in a block, ascending, each twice the one before
 # A block takes as long as its pairs and so many more; an estimate, not measured.
@@ -31,7 +31,7 @@ class Lists(NamedTuple):
     entries: np.ndarray
 
 
-def pair_counts(pattern: Pattern, length: int, block: int) -> np.ndarray:
+def pair_counts(pattern: HeadPattern, length: int, block: int) -> np.ndarray:
     """Pairs of the pattern in every block of queries and keys, int32 [blocks, blocks]."""
     blocks = -(-length // block)
     counts = np.zeros((blocks, blocks), np.int32)
@@ -78,7 +78,7 @@ def _count(counts, part: Part, queries, keys, runs, block: int) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _counts(pattern: Pattern, length: int, blocks: tuple[int, ...]) -> dict[int, np.ndarray]:
+def _counts(pattern: HeadPattern, length: int, blocks: tuple[int, ...]) -> dict[int, np.ndarray]:
     """The counts for every size of block, the larger ones by adding up the smallest."""
     counts = {blocks[0]: pair_counts(pattern, length, blocks[0])}
     for block in blocks[1:]:
@@ -88,24 +88,24 @@ def _counts(pattern: Pattern, length: int, blocks: tuple[int, ...]) -> dict[int,
     return counts
 
 
-def list_block(pattern: Pattern, length: int) -> int:
+def list_block(pattern: HeadPattern, length: int) -> int:
     """The size of block that should be fastest for the pattern."""
     counts = _counts(pattern, length, BLOCKS)
     return min(BLOCKS, key=lambda b: np.count_nonzero(counts[b]) * (b * b + START))
 
 
-def listed_pairs(pattern: Pattern, length: int) -> int:
+def listed_pairs(pattern: HeadPattern, length: int) -> int:
     """Query-key pairs in the blocks that are listed, those that are masked included."""
     block = list_block(pattern, length)
     return int(np.count_nonzero(_counts(pattern, length, BLOCKS)[block])) * block * block
 
 
-def key_lists(pattern: Pattern, length: int, block: int) -> Lists:
+def key_lists(pattern: HeadPattern, length: int, block: int) -> Lists:
     """For every block of queries the blocks of keys that it reads; block: one of BLOCKS."""
     return _lists(_counts(pattern, length, BLOCKS)[block], block)
 
 
-def query_lists(pattern: Pattern, length: int, block: int) -> Lists:
+def query_lists(pattern: HeadPattern, length: int, block: int) -> Lists:
     """For every block of keys the blocks of queries that read it."""
     return _lists(_counts(pattern, length, BLOCKS)[block].T, block)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.ops.parts import Band, Blocks, Columns, Corner, Part, Residues, Span, Stairs
-from gptjax.ops.patterns.base import Pattern, nothing
+from gptjax.ops.parts import Band, Blocks, Columns, Corner, Part, Recent, Residues, Span, Stairs
+from gptjax.ops.patterns.base import LARGEST, HeadPattern, nothing
 
 
 @dataclass(frozen=True)
-class Column(Pattern):
+class Column(HeadPattern):
     """Keys at distances 0, stride, 2 stride, ...: the second strided head of arXiv 1904.10509."""
 
     name = "column"
@@ -32,11 +32,12 @@ class Column(Pattern):
         return np.arange(length) // self.stride + 1
 
     def parts(self, length):
-        return (Part(Residues(self.stride), Residues(self.stride)),)
+        layout = Residues(min(self.stride, length))
+        return (Part(layout, layout),)
 
 
 @dataclass(frozen=True)
-class Dilated(Pattern):
+class Dilated(HeadPattern):
     """`width` keys at distances 0, dilation, 2 dilation, ..."""
 
     name = "dilated"
@@ -46,24 +47,29 @@ class Dilated(Pattern):
     def __post_init__(self):
         self.check(width=1, dilation=1)
 
+    @property
+    def reach(self) -> int:
+        """Distance from a query to its furthest key."""
+        return min((self.width - 1) * self.dilation, LARGEST)
+
     def mask(self, queries, keys, length):
         apart = queries - keys
-        near = apart <= (self.width - 1) * self.dilation
+        near = apart <= self.reach
         return (apart >= 0) & near & (apart % self.dilation == 0)
 
     def visited(self, length):
         return np.minimum(np.arange(length) // self.dilation, self.width - 1) + 1
 
     def parts(self, length):
-        layout = Residues(self.dilation)
+        layout = Residues(min(self.dilation, length))
         return (Part(layout, layout, Band(0, self.width - 1)),)
 
     def kept(self, length):
-        return min((self.width - 1) * self.dilation + 1, length), nothing()
+        return min(self.reach + 1, length), nothing()
 
 
 @dataclass(frozen=True)
-class Strided(Pattern):
+class Strided(HeadPattern):
     """Window and Column in one head (merged, section 5.2 of arXiv 1904.10509).
 
     `window` keys up to the query, `stride` of them by default, and those at multiples of the
@@ -103,30 +109,39 @@ class Strided(Pattern):
 
 
 @dataclass(frozen=True)
-class Local(Pattern):
-    """The query's own block of `block` positions, up to the query: the first fixed head."""
+class Local(HeadPattern):
+    """The query's own block of `block` positions, up to the query: the first fixed head.
+
+    And all of the `before` blocks before it: one is what Transformer-XL reads, its segment and the
+    memory of the one before (arXiv 1901.02860).
+    """
 
     name = "local"
     block: int
+    before: int = 0
 
     def __post_init__(self):
-        self.check(block=1)
+        self.check(block=1, before=0)
 
     def mask(self, queries, keys, length):
-        return (queries >= keys) & (queries // self.block == keys // self.block)
+        return Recent(self.block, self.before).mask(queries, keys)
 
     def visited(self, length):
-        return np.arange(length) % self.block + 1
+        at = np.arange(length)
+        return at - np.maximum(at // self.block - self.before, 0) * self.block + 1
 
     def parts(self, length):
-        return (Part(Blocks(self.block), Blocks(self.block)),)
+        if self.before:
+            return (Part(Span(), Span(), Recent(self.block, self.before)),)
+        layout = Blocks(min(self.block, length))
+        return (Part(layout, layout),)
 
     def kept(self, length):
-        return min(self.block, length), nothing()
+        return min((self.before + 1) * self.block, length), nothing()
 
 
 @dataclass(frozen=True)
-class Fixed(Pattern):
+class Fixed(HeadPattern):
     """The query's own block and `columns` last places of every block before it, in one head.
 
     Several vertical heads: head v of them reads the places that lie v times `columns` further to
@@ -170,8 +185,8 @@ class Fixed(Pattern):
         return at // self.block * self.columns + at % self.block + 1
 
     def parts(self, length):
-        own = Part(Blocks(self.block), Blocks(self.block))
-        return (own, *self._before(length))
+        layout = Blocks(min(self.block, length))
+        return (Part(layout, layout), *self._before(length))
 
     def kept(self, length):
         at = np.arange(length, dtype=np.int32)
@@ -208,5 +223,8 @@ class Summary(Fixed):
         return at // self.block * self.columns + columns + itself
 
     def parts(self, length):
-        own = Part(Blocks(self.block), Blocks(self.block), Corner(*self.places))
-        return (own, *self._before(length))
+        layout = Blocks(min(self.block, length))
+        return (Part(layout, layout, Corner(*self.places)), *self._before(length))
+
+    def kept(self, length):
+        return 1, super().kept(length)[1]

@@ -6,6 +6,7 @@ is the value at N = 1, decades from the runs), so `centring` gives a linear map 
 whose coefficients are values at the middle of the runs; the solver works in those.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,11 +33,10 @@ class Parameter:
         return float(np.exp(np.clip(raw, *self.limits)) if self.log else raw)
 
 
-class Law:
-    """Base of all laws; a subclass sets the attributes and `evaluate`, `start`, `centring`.
+class Law(ABC):
+    """Base of all laws; a subclass sets the attributes, `evaluate` and `start`.
 
-    `evaluate(raw [P], x)` returns the prediction [rows] and its derivatives [P, rows]: of log L
-    where `log_target`, else of the target itself. `x` is what `prepare` made of the columns.
+    `x` is what `prepare` made of the columns.
     """
 
     name: str
@@ -54,12 +54,16 @@ class Law:
         """[variables, rows]: the logarithm of every variable; laws override what differs."""
         return np.log(np.stack([columns[name] for name in self.variables]))
 
+    @abstractmethod
     def evaluate(self, raw: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
+        """The prediction [rows] and its derivatives [P, rows] at raw coordinates [P].
 
+        Of log L where `log_target`, else of the target itself.
+        """
+
+    @abstractmethod
     def start(self, x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """A plausible raw starting point for targets y [rows] (log L where `log_target`)."""
-        raise NotImplementedError
 
     def centring(self, x: np.ndarray) -> np.ndarray:
         """[P, P], raw = centring @ coordinates, up to a shift."""

@@ -1,0 +1,185 @@
+"""Attention whose scores depend on the distance between query and key.
+
+Transformer-XL's form (arXiv 1901.02860, section 3.3) gives every distance a key of its own and
+queries two learned biases; T5's (arXiv 1910.10683, section 2.1) gives every bucket of distances a
+learned score. Both need the scores of all pairs, so the plain masked softmax computes them.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from gptjax.ops.attention import aligned, softmax_attention
+from gptjax.ops.patterns import Pattern
+from gptjax.ops.shards import on_shards
+
+
+class DistanceKeys(NamedTuple):
+    """Transformer-XL: a score gets (q + distance) . keys[query - key], its content q + content.
+
+    keys_LHK: of the distances 0..L-1; content_HK and distance_HK: u and v of the source.
+    """
+
+    keys_LHK: jax.Array
+    content_HK: jax.Array
+    distance_HK: jax.Array
+
+    def specs(self, heads):
+        """The partition of every array, for heads on these mesh axes."""
+        return DistanceKeys(P(None, heads, None), P(heads, None), P(heads, None))
+
+    def query(self, q_BTHK):
+        """The queries that meet keys of content."""
+        return q_BTHK + self.content_HK[None, None]
+
+    def bias(self, q_BTHK, scale: float):
+        """[B, H, T, L] in float32: what a query's score gets at every distance."""
+        return scale * jnp.einsum(
+            "bthk,lhk->bhtl",
+            q_BTHK + self.distance_HK[None, None],
+            self.keys_LHK,
+            preferred_element_type=jnp.float32,
+        )
+
+
+class DistanceScores(NamedTuple):
+    """T5: a score gets scores[query - key]; scores_LH: of the distances 0..L-1."""
+
+    scores_LH: jax.Array
+
+    def specs(self, heads):
+        return DistanceScores(P(None, heads))
+
+    def query(self, q_BTHK):
+        return q_BTHK
+
+    def bias(self, q_BTHK, scale: float):
+        scores_1HTL = self.scores_LH.T[None, :, None].astype(jnp.float32)
+        length, (_, heads, _, distances) = q_BTHK.shape[1], scores_1HTL.shape
+        return jnp.broadcast_to(scores_1HTL, (1, heads, length, distances))
+
+
+Relative = DistanceKeys | DistanceScores
+
+
+def at_distances(bias_BHTL, apart_TS):
+    """[B, H, T, S]: the bias of every pair; apart_TS: key minus query position, as masked pairs."""
+    away = jnp.clip(-apart_TS, 0, bias_BHTL.shape[-1] - 1)[None, None]
+    shape = (*bias_BHTL.shape[:2], *apart_TS.shape)
+    return jnp.take_along_axis(bias_BHTL, jnp.broadcast_to(away, shape), axis=-1)
+
+
+def _shifted(bias_BHTL, keys: int):
+    """The same for T queries at the end of S keys in a row, without a gather.
+
+    Rows are turned so that distances fall, then a column more lets every row of the reshaped array
+    start one place later (arXiv 1901.02860, appendix B). Pairs in the future get other numbers.
+    """
+    B, H, T, _ = bias_BHTL.shape
+    falling = bias_BHTL[..., :keys][..., ::-1]
+    padded = jnp.pad(falling, ((0, 0), (0, 0), (0, 0), (1, 0)))
+    return padded.reshape(B, H, keys + 1, T)[:, :, 1:].reshape(B, H, T, keys)
+
+
+def relative_attention(
+    q_BTHK,
+    k_BTGK,
+    v_BTGK,
+    *,
+    relative: Relative,
+    pattern: Pattern,
+    memory: int = 0,
+    remembered=None,
+    segments_BT=None,
+    scale: float | None = None,
+):
+    """Causal self-attention over whole sequences with scores of distances, [B, T, H, K].
+
+    relative: of at least T distances, or twice the memory. memory: positions in a segment; a query
+    reads its own segment up to itself and the one before as a whole, whose keys and values are
+    taken from `remembered`, a pair shaped as k and v: with other gradients. segments_BT: integers,
+    a query reads only keys of its own.
+    """
+    length = q_BTHK.shape[1]
+    scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
+    q_BTHK, k_BTGK, v_BTGK, batch, heads, kv_heads = aligned(q_BTHK, k_BTGK, v_BTGK, 1)
+    whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
+    arrays = [q_BTHK, k_BTGK, v_BTGK, relative]
+    specs = [whole, kv_whole, kv_whole, relative.specs(heads)]
+    if memory:
+        _, *remembered, _, _, _ = aligned(q_BTHK, *remembered, 1)
+        arrays, specs = [*arrays, *remembered], [*specs, kv_whole, kv_whole]
+    if segments_BT is not None:
+        arrays, specs = [*arrays, segments_BT], [*specs, P(batch, None)]
+
+    def run(q, k, v, relative, *rest):
+        segments = None if segments_BT is None else rest[-1]
+        at = np.arange(length)
+        mask = pattern.mask(at[:, None], at[None, :], length)[None]
+        if memory:
+            q, k, v, mask, segments = _cut(memory, q, k, v, *rest[:2], segments)
+        elif segments is not None:
+            segments = segments, segments
+        if segments is not None:
+            mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
+        bias = _shifted(relative.bias(q, scale), k.shape[1])
+        out = softmax_attention(relative.query(q), k, v, mask, None, None, scale, bias)
+        return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),
+                           *out.shape[2:])[:, :length]  # fmt: skip
+
+    return on_shards(run, tuple(specs), whole)(*arrays)
+
+
+def _cut(memory: int, q, k, v, k_old, v_old, segments):
+    """Everything in segments [B * N, M, ...], keys with those of the segment before in front."""
+    count = -(-q.shape[1] // memory)
+
+    def cut(x):
+        widths = [(0, 0), (0, count * memory - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, widths).reshape(x.shape[0], count, memory, *x.shape[2:])
+
+    def before(x):
+        return jnp.pad(cut(x)[:, :-1], [(0, 0), (1, 0)] + [(0, 0)] * (x.ndim - 1))
+
+    def flat(x):
+        return x.reshape(-1, *x.shape[2:])
+
+    at = np.arange(memory)
+    own = np.broadcast_to(at[:, None] >= at[None, :], (count, memory, memory))
+    old = np.broadcast_to((np.arange(count) > 0)[:, None, None], own.shape)
+    mask = np.tile(np.concatenate([old, own], -1), (q.shape[0], 1, 1))
+    if segments is not None:
+        both = jnp.concatenate([before(segments), cut(segments)], 2)
+        segments = flat(cut(segments)), flat(both)
+    k, v = (
+        flat(jnp.concatenate([before(x_old), cut(x)], 2)) for x_old, x in ((k_old, k), (v_old, v))
+    )
+    return flat(cut(q)), k, v, mask, segments
+
+
+def sinusoids(count: int, size: int):
+    """Vectors of the distances 0..count-1, float32 [count, size]: sines, then cosines.
+
+    The frequencies are those of arXiv 1706.03762; Transformer-XL's code does not interleave them.
+    """
+    powers = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    angles = jnp.arange(count, dtype=jnp.float32)[:, None] / (10_000.0**powers)[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[:, :size]
+
+
+def distance_buckets(count: int, buckets: int, max_distance: int) -> np.ndarray:
+    """The bucket of every distance 0..count-1 to an earlier key, int32 (arXiv 1910.10683).
+
+    Half of them hold one distance each, the others ranges that grow geometrically up to
+    `max_distance`.
+    """
+    exact, away = buckets // 2, np.arange(count)
+    # In float32, as the source computes it: where a range ends exactly decides the bucket.
+    ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact))
+    ratio = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
+    coarse = np.minimum(exact + ratio.astype(np.int32), buckets - 1)
+    return np.where(away < exact, away, coarse).astype(np.int32)
