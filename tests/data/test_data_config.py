@@ -15,7 +15,7 @@ BASE = DataConfig()
 REFUSED = {
     "corpus": ("pycod", "did you mean 'pycode'"),
     "text_key": ("", "text_key is empty"),
-    "tokenizer": ("bep", "not one of bytes, bpe, unigram, symbols; did you mean 'bpe'"),
+    "tokenizer": ("bep", "not one of bytes, bpe, unigram, symbols, file; did you mean 'bpe'"),
     "tokenizer_file": ("m.model", "data.tokenizer is 'bytes'"),
     "files": (("*.txt",), "set data.corpus to 'files'"),
     "batch_size": (0, "batch_size=0 is too small; the least is 1"),
@@ -38,6 +38,7 @@ def test_defaults_and_common_choices_are_valid():
     replace(BASE, corpus="tfds:lm1b").validate()
     replace(BASE, corpus="tfds:wikipedia/20230601.en:1.0.0").validate()
     replace(BASE, tokenizer="bpe", tokenizer_file="m.model").validate()
+    replace(BASE, tokenizer="file", tokenizer_file="gpt2").validate()
 
 
 @pytest.mark.parametrize("field", REFUSED)
@@ -52,6 +53,7 @@ def test_combinations_are_refused():
         ({"corpus": "files"}, "needs data.files"),
         ({"corpus": "tfds:"}, "not a TFDS name"),
         ({"tokenizer": "bpe", "vocab_size": 100}, "the least is 320"),
+        ({"tokenizer": "file"}, "needs data.tokenizer_file: a folder"),
         ({"tokenizer": "bpe", "vocab_size": 1 << 31}, "the largest is 2147483647"),
         ({"files": "*.txt"}, "not a list"),
         ({"workers": 10**6}, "workers=1000000 is too large; the most is 1024"),

@@ -200,6 +200,8 @@ def sentencepiece_of_lists(
     trainer.byte_fallback = BYTE in types
     for role in ("unk", "bos", "eos", "pad"):
         number = special.get(role, -1)
+        if number >= len(tokens):
+            raise BadInput(f"{source} has no token {number}, which is to be its {role}")
         setattr(trainer, f"{role}_id", number)
         if number >= 0:
             setattr(trainer, f"{role}_piece", tokens[number])
