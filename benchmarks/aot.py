@@ -5,13 +5,25 @@
 A tiny GPT's whole step (forward, backward, AdamW) in bfloat16, sharded over the chips. For TPUs
 the package `libtpu` must be installed, for `h100` the packages jax-cuda12-plugin and
 jax-cuda12-pjrt; chips without their package are left out. No accelerator is touched, so nothing
-here says how fast a program runs. The columns: seconds of tracing and compilation, fused attention
-calls in the program (the kernels' names or cuDNN's), and temporary bytes per device. --grids adds
-what splash visits: the blocks of every part's grid of all n x n.
+here says how fast a program runs. The columns:
+
+    s            seconds of tracing and compilation
+    fused calls  the kernels' names, or cuDNN's
+    grids        of splash's calls: rows x blocks a row, of the rows x rows that all pairs take
+    n x n        how many shapes with two axes of n or more stand anywhere in the program, in all
+                 computations and inside of fusions
+    largest      elements of the largest array over n^2 (scores of a chip's share have as many n^2
+                 as it has sequences times heads), in brackets of the largest of truth values or
+                 integers
+    temporary    MB of each chip
+
+--grids adds what splash visits: the blocks of every part's grid of all n x n. --keep writes the
+programs' texts to a folder.
 """
 
 import argparse
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -54,12 +66,20 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled program; calls: how often each fused kernel stands in it."""
+    """One compiled program; calls: how often each fused kernel stands in it.
+
+    grids: of every splash call (rows, blocks a row); squares: shapes with two axes of n or more;
+    largest, mask: elements of the largest array, and of the largest of truth values or integers.
+    """
 
     chip: str
     pattern: str
     seconds: float
     calls: dict[str, int]
+    grids: list[tuple[int, int]]
+    squares: list[str]
+    largest: int
+    mask: int
     temp_bytes: int
     text: str
 
@@ -148,21 +168,71 @@ def compile_step(experiment, devices, platform: str):
 
 def fused_calls(text: str) -> dict[str, int]:
     """How often each fused attention kernel is called in a compiled program."""
-    names = re.findall(r"%(splash_\w+)[.\d]* = .*custom-call\(", text)
+    names = [name for name, _ in _splash_calls(text)]
     names += re.findall(r'custom_call_target="(__cudnn\$\w+)"', text)
     return dict(sorted(Counter(names).items()))
 
 
+def _splash_calls(text: str) -> list[tuple[str, str]]:
+    """Name and operands' types of every call of a splash kernel."""
+    call = r'%(splash_[a-z_]+)[.\d]* = .* custom-call\(.*custom_call_target="tpu_custom_call", '
+    return re.findall(call + r"operand_layout_constraints=\{(.*?)\}, \w+=", text)
+
+
+def splash_grids(text: str) -> list[tuple[int, int]]:
+    """(rows, blocks a row) of every splash call's grid, as its index arrays tell.
+
+    Those are [1, rows, blocks], and transposed for the gradients of keys.
+    """
+    found = []
+    for _, operands in _splash_calls(text):
+        rows, blocks = map(int, re.search(r"\bs\d+\[1,(\d+),(\d+)\]", operands).groups())
+        found.append((max(rows, blocks), min(rows, blocks)))
+    return found
+
+
+def shapes(text: str) -> set[tuple[str, tuple[int, ...]]]:
+    """Element type and axes of every array in a program, inside of fusions, too."""
+    found = set(re.findall(r"\b(pred|bf16|[suf]\d+\w*)\[([\d,]+)\]", text))
+    return {(kind, tuple(map(int, axes.split(",")))) for kind, axes in found}
+
+
 def check(chip: str, pattern: str, length: int, **model) -> Row:
-    """Compiles the step of one pattern for one chip."""
+    """Compiles the step of one pattern for one chip and searches the program."""
     experiment = experiment_of(pattern, length, **model)
     devices = devices_of(chip)
     begun = time.perf_counter()
     program = compile_step(experiment, devices, platform_of(chip))
     seconds = time.perf_counter() - begun
     text = program.as_text()
-    temp = program.memory_analysis().temp_size_in_bytes
-    return Row(chip, pattern, seconds, fused_calls(text), temp, text)
+    found = shapes(text)
+    return Row(
+        chip=chip,
+        pattern=pattern,
+        seconds=seconds,
+        calls=fused_calls(text),
+        grids=splash_grids(text),
+        squares=sorted(
+            f"{kind}{list(axes)}" for kind, axes in found if sum(n >= length for n in axes) > 1
+        ),
+        largest=max(math.prod(axes) for _, axes in found),
+        mask=max(math.prod(axes) for kind, axes in found if kind[0] in "psu"),
+        temp_bytes=program.memory_analysis().temp_size_in_bytes,
+        text=text,
+    )
+
+
+def cells(row: Row, length: int) -> str:
+    """A row of the table."""
+    calls = ", ".join(f"{count} {name}" for name, count in row.calls.items()) or "none"
+    visited = Counter(f"{rows} x {blocks} of {rows} x {rows}" for rows, blocks in row.grids)
+    visited = ", ".join(f"{count} of {grid}" for grid, count in visited.items()) or "none"
+    squares = " ".join([str(len(row.squares)), *row.squares[:3]])
+    return (
+        f"| {row.chip} | {row.pattern} | yes | {row.seconds:.1f} | {calls} | {visited} "
+        f"| {squares} | {row.largest / length**2:.2g} ({row.mask / length**2:.2g}) "
+        f"| {row.temp_bytes / 1e6:.1f} |"
+    )
 
 
 def grids(pattern: str, length: int) -> list[str]:
@@ -191,28 +261,29 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--grids", action="store_true")
+    parser.add_argument("--keep", type=Path, help="a folder for the programs' texts")
     given = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
-    print("| chip | pattern | compiles | s | fused calls | temporary MB |")
-    print("|---|---|---|---|---|---|")
+    columns = ["chip", "pattern", "compiles", "s", "fused calls", "grids", "n x n"]
+    print(f"| {' | '.join([*columns, 'largest / n^2 (mask)', 'temporary MB'])} |")
+    print("|---" * 9 + "|")
     for chip in given.chips:
         if not installed(chip):
-            print(f"| {chip} | | {PACKAGES[platform_of(chip)]} is not installed | | | |")
+            print(f"| {chip} | | {PACKAGES[platform_of(chip)]} is not installed" + " |" * 7)
             continue
         for pattern in given.patterns:
             try:
                 row = check(chip, pattern, given.length)
             except Exception as error:  # the compiler's own; the table goes on
-                print(f"| {chip} | {pattern} | no: {str(error).splitlines()[0][:200]} | | | |")
+                print(f"| {chip} | {pattern} | no: {str(error).splitlines()[0][:200]}" + " |" * 7)
                 continue
-            calls = ", ".join(f"{count} {name}" for name, count in row.calls.items()) or "none"
-            print(
-                f"| {chip} | {pattern} | yes | {row.seconds:.1f} | {calls} "
-                f"| {row.temp_bytes / 1e6:.1f} |",
-                flush=True,
-            )
+            print(cells(row, given.length), flush=True)
+            if given.keep:
+                given.keep.mkdir(parents=True, exist_ok=True)
+                name = re.sub(r"\W+", "_", f"{chip}_{pattern}")
+                (given.keep / f"{name}.txt").write_text(row.text, encoding="utf-8")
     if given.grids:
         for pattern in given.patterns:
             print(f"{pattern} at {given.length}:", *grids(pattern, given.length), sep="\n")

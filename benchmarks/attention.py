@@ -62,12 +62,14 @@ class Side:
 def measure(length: int, given) -> dict[tuple[str, str, bool], Side]:
     """Every side at a length, timed in turn."""
     import jax
-    import jax.numpy as jnp
 
     root = 2 ** round(math.log2(math.sqrt(length)))
-    shape = (given.batch, length, given.heads, given.size)
     keys = jax.random.split(jax.random.key(0), 4)
-    arrays = [jax.random.normal(key, shape, jnp.float32).astype(given.dtype) for key in keys]
+    counts = (given.heads, given.kv_heads, given.kv_heads, given.heads)
+    arrays = [
+        jax.random.normal(key, (given.batch, length, count, given.size), given.dtype)
+        for key, count in zip(keys, counts, strict=True)
+    ]
     masked = length <= MASKED_LIMIT or jax.default_backend() != "cpu"
     best = "cudnn" if jax.default_backend() == "gpu" and given.dtype != "float32" else "blocked"
     wanted = [("causal", "dense")] * masked + [("causal", best)]
@@ -106,7 +108,8 @@ def show(length: int, sides: dict, best: str) -> None:
             memory = "-" if dense is None else f"1/{dense.bytes / max(side.bytes, 1):.1f}"
             cells += [f"{milliseconds:.1f}", ratio(dense, side), ratio(causal, side)]
             cells += [f"{side.bytes / 1e6:.1f}", memory]
-        pairs = parse(text).pairs(length)
+        pattern = parse(text)
+        pairs = pattern.pairs(length) / len(pattern.members)
         ideal = f"{length**2 / pairs:.1f}, {parse('causal').pairs(length) / pairs:.1f}"
         print(f"| {length} | {text} | {kernel} | {' | '.join(cells)} | {ideal} |", flush=True)
 
@@ -130,11 +133,15 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
     parser.add_argument("--kernels", nargs="+", default=["blocked"])
     parser.add_argument("--heads", type=int, default=1)
+    parser.add_argument("--kv-heads", type=int, default=0, help="0: as many as heads")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
+    given.kv_heads = given.kv_heads or given.heads
+    if given.heads % given.kv_heads:
+        parser.error(f"--heads={given.heads} is no multiple of --kv-heads={given.kv_heads}")
     from gptjax.allocator import tune
 
     print(f"# {tune()}")
@@ -142,8 +149,10 @@ def main() -> None:
 
     device = jax.devices()[0]
     best = "cudnn" if device.platform == "gpu" and given.dtype != "float32" else "blocked"
-    print(f"# {device.device_kind}, jax {jax.__version__}, {given.dtype}, batch {given.batch}, "
-          f"{given.heads} heads of {given.size}, {given.rounds} rounds")  # fmt: skip
+    print(
+        f"# {device.device_kind}, jax {jax.__version__}, {given.dtype}, batch {given.batch}, "
+        f"{given.heads} heads of {given.size} over {given.kv_heads}, {given.rounds} rounds"
+    )
     heads = ["ms", "x masked dense", f"x {best} causal", "temporary MB", "of masked dense's"]
     columns = ["n", "pattern", "kernel", *(f"forward {h}" for h in heads)]
     columns += [f"gradient {h}" for h in heads]

@@ -4,6 +4,8 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
+from gptjax.ops import splash
+
 if jax.config.jax_num_cpu_devices != 8:
     jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -20,3 +22,16 @@ def mesh(request):
     return jax.make_mesh(
         shape, AXES, axis_types=(AxisType.Explicit,) * 3, devices=jax.devices()[:count]
     )
+
+
+@pytest.fixture
+def small_grids(monkeypatch):
+    """Splash's blocks are of 128 places, so that short sequences have several."""
+    monkeypatch.setattr(splash, "WIDEST", 128)
+    monkeypatch.setattr(splash, "NARROW", 128)
+    caches = (splash.grid_of, splash.visits)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from gptjax.errors import BadInput
@@ -158,6 +159,9 @@ def test_a_cache_keeps_what_can_still_be_read():
     assert places("window:128") == 128 and places("local:64") == 64
     assert places("fixed:128,16") == 128 + 4096 // 128 * 16
     assert places("longformer:64,2,causal") == 66 and places("dilated:8,16") == 7 * 16 + 1
+    assert places("summary:128,16") == 1 + 4096 // 128 * 16
+    assert places("bigbird:64,3,1,0,0,causal") == 4 * 64
+    assert places("window:4000|fixed:128,16") == places("fixed:128,128") == 4096
     assert places("window:64|local:128") == 128 and places("causal") == places("strided:64") == 4096
 
 
@@ -221,6 +225,39 @@ def test_choice_of_kernel():
             choose("cudnn", **wrong)
     with pytest.raises(BadInput, match="did you mean 'blocked'"):
         choose("blokced")
+
+
+@pytest.mark.parametrize(("kernel", "backend"), [("cudnn", "gpu"), ("splash", "tpu")])
+def test_a_position_alone_needs_no_kernel(kernel, backend):
+    """Parameters are made with one position, also where a kernel is forced that takes no less
+    than a block."""
+    plain = (Causal(), False, False)
+    assert choose_kernel(kernel, backend, *plain, 1, jnp.bfloat16) == "dense"
+    with pytest.raises(BadInput, match="cannot run"):
+        choose_kernel(kernel, backend, *plain, 2, jnp.bfloat16)
+    with pytest.raises(BadInput, match="this is cpu"):
+        choose_kernel(kernel, "cpu", *plain, 1, jnp.bfloat16)
+
+
+def test_arrays_that_do_not_go_together():
+    q, k, v, _ = inputs()
+    for wrong in ((q, k[:1], v), (q, k, v[:, :, :1]), (q, k[..., :4], v), (q[:1], k, v)):
+        with pytest.raises(BadInput, match="do not go together"):
+            attention(*wrong)
+
+
+def test_patterns_of_heads_on_a_mesh_are_those_without():
+    """Two patterns for six heads over two key heads belong to key heads; where three shards of the
+    heads leave none of these whole, they cannot."""
+    q, k, v, _ = inputs(length=19, heads=6, groups=2)
+    mesh = jax.make_mesh((3,), ("tensor",), axis_types=(AxisType.Explicit,),
+                         devices=jax.devices()[:3])  # fmt: skip
+    with jax.set_mesh(mesh):
+        q = jax.device_put(q, jax.NamedSharding(mesh, P(None, None, "tensor", None)))
+        k, v = (jax.device_put(x, jax.NamedSharding(mesh, P())) for x in (k, v))
+        for text in ("window:3|column:4", "window:3|column:4|local:5"):
+            with pytest.raises(BadInput, match="cannot be dealt out"):
+                jax.eval_shape(lambda *x, text=text: attention(*x, pattern=parse(text)), q, k, v)
 
 
 def test_heads_that_do_not_group():

@@ -19,26 +19,13 @@ from gptjax.ops.attention import LOCAL, attention
 from gptjax.ops.fused import rows_of, split
 from gptjax.ops.kernels import choose_kernel, kernel_pairs
 from gptjax.ops.patterns import parse
-from gptjax.ops.shards import backend
+from gptjax.ops.shards import backend, on_platform
 from tests.ops.test_attention import SPARSE, assert_close, inputs, segments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IN_ROWS = ["causal", "bidirectional", "prefix:30", "window:11,5", "longformer:9,3", *SPARSE[:3]]
 IN_ROWS += ["longformer:9,3,causal", "image_conv:8,3,20", "image_column:8,20", "dilated:3,5"]
 IN_ROWS.remove("strided:7"), IN_ROWS.append("strided:7,window=16")
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of 128, so that short sequences have several."""
-    monkeypatch.setattr(splash, "WIDEST", 128)
-    monkeypatch.setattr(splash, "NARROW", 128)
-    caches = (splash.grid_of, splash.visits)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 def mask_in_kernel(grid):
@@ -51,7 +38,7 @@ def mask_in_kernel(grid):
 
 @pytest.mark.parametrize("text", IN_ROWS)
 @pytest.mark.parametrize("length", [131, 389])
-def test_grids_hold_exactly_the_pattern(text, length, small_blocks):
+def test_grids_hold_exactly_the_pattern(text, length, small_grids):
     pattern, found = parse(text), np.zeros((length, length), int)
     for part in pattern.parts(length):
         grid = splash.grid_of(part, length)
@@ -99,7 +86,7 @@ CASES = [("strided:7", None), ("summary:16,3", segments(2, 200))]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("text", "segments_BT"), CASES, ids=["strided", "summary-segments"])
-def test_interpreted_kernels_equal_dense(text, segments_BT, small_blocks):
+def test_interpreted_kernels_equal_dense(text, segments_BT, small_grids):
     arrays = inputs(length=200, heads=2, groups=1)
 
     def both(kernel):
@@ -143,6 +130,9 @@ def test_the_mesh_tells_the_backend():
         device = jax.sharding.AbstractDevice(**fields)
         mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
+            assert backend() == platform
+    for platform in ("gpu", "tpu", "cpu"):
+        with jax.sharding.use_abstract_mesh(on_platform(mesh, platform)):
             assert backend() == platform
     assert backend() == "cpu"
 
