@@ -1,149 +1,282 @@
-"""Sampling from a decoder with a key-value cache, one compiled loop for all tokens.
+"""Continuations of prompts: drawn token by token (`generate`), or those that a beam search finds.
 
-Temperature, top-k (arXiv 1805.04833) and nucleus sampling (arXiv 1904.09751) compose in that
-order; temperature 0 is greedy.
+The decoding itself stands in `decode.py`, the drawing in `sampling.py`, the beams in `beams.py`.
 """
 
-import functools
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.models.config import DecoderConfig
-from gptjax.models.decoder import Decoder, empty_cache, logits
-from gptjax.ops.shards import explicit_mesh, reshard
-from gptjax.parallel import Rules, place
-
-# Few sequences are decoded at once: they are not split over devices, the weights still are.
-DECODE_RULES = Rules(batch=())
-
-
-def filtered(logits_BV, top_k: int, top_p: float):
-    """Logits outside the top k, and outside the smallest set of mass `top_p`, become -inf."""
-    vocab = logits_BV.shape[-1]
-    if 0 < top_k < vocab:
-        least = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
-    if top_p < 1.0:
-        ordered_BV = -jnp.sort(-logits_BV, axis=-1)
-        mass_BV = jnp.cumsum(jax.nn.softmax(ordered_BV, axis=-1), axis=-1)
-        # The first token whose mass reaches top_p is still inside.
-        inside_B1 = jnp.sum(mass_BV < top_p, axis=-1, keepdims=True)
-        least = jnp.take_along_axis(ordered_BV, jnp.minimum(inside_B1, vocab - 1), axis=-1)
-        logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
-    return logits_BV
-
-
-def choose(logits_BV, key, temperature: float, top_k: int, top_p: float):
-    """One token per row, int32 [B]."""
-    if temperature == 0.0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    kept_BV = filtered(logits_BV / temperature, top_k, top_p)
-    return jax.random.categorical(key, kept_BV, axis=-1).astype(jnp.int32)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("config", "count", "temperature", "top_k", "top_p", "vocab_size", "stop"),
+from gptjax.evaluation.decode import (
+    Request,
+    State,
+    begun,
+    cache_length,
+    everywhere,
+    run,
+    weights_for,
 )
-def _decode(params, prompt_BP, key, *, config, count, temperature, top_k, top_p, vocab_size, stop):
-    model = Decoder(config, DECODE_RULES)
-    batch, length = prompt_BP.shape
+from gptjax.evaluation.sampling import Sampling
+from gptjax.models.config import DecoderConfig
 
-    def next_logits(tokens_BT, cache):
-        out = model.apply({"params": params}, tokens_BT, cache=cache)
-        last = out._replace(hidden_BTD=out.hidden_BTD[:, -1:])
-        l_BV = logits(last, DECODE_RULES)[:, 0]
-        if explicit_mesh() is not None:  # sampling sorts rows, so they are made whole
-            l_BV = reshard(l_BV, jax.P(None, None))
-        return l_BV[:, :vocab_size], out.cache
+SPREAD = 32  # prompts whose lengths differ by more than this are not decoded together
 
-    def pick(l_BV, index):
-        return choose(l_BV, jax.random.fold_in(key, index), temperature, top_k, top_p)
 
-    def more(carry):
-        index, _, _, _, done_B = carry
-        return (index < count) & ~jnp.all(done_B)
+@dataclass(frozen=True)
+class Row:
+    """One continuation: tokens int32 [T], without the stop token that may have ended it.
 
-    def one(carry):
-        index, token_B, out_BC, cache, done_B = carry
-        out_BC = jax.lax.dynamic_update_slice_in_dim(out_BC, token_B[:, None], index, axis=1)
-        l_BV, cache = next_logits(token_B[:, None], cache)
-        token_B = jnp.where(done_B, stop, pick(l_BV, index + 1))
-        return index + 1, token_B, out_BC, cache, done_B | (token_B == stop)
+    ended: "stop" (by the stop token or the callback) or "length". With `top` N asked for, log
+    probabilities in nats before any sampling setting: logprobs [T] of the tokens, top_ids and
+    top_logprobs [T, N] of the likeliest.
+    """
 
-    slots = empty_cache(config, batch, length + count, DECODE_RULES)
-    l_BV, cache = next_logits(prompt_BP, slots)
-    token_B = pick(l_BV, 0)
-    out_BC = place(jnp.full((batch, count), stop, jnp.int32), (None, None), DECODE_RULES)
-    carry = (jnp.zeros((), jnp.int32), token_B, out_BC, cache, token_B == stop)
-    return jax.lax.while_loop(more, one, carry)[2]
+    tokens: np.ndarray
+    ended: str
+    logprobs: np.ndarray | None = None
+    top_ids: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+
+    def first(self, count: int) -> "Row":
+        """The row with so many of its tokens."""
+        cut = {
+            f.name: getattr(self, f.name)[:count]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), np.ndarray)
+        }
+        return replace(self, **cut)
+
+
+@dataclass
+class Clock:
+    """How long decoding took: to the first tokens, compilation with it, and all after them."""
+
+    first_seconds: float = 0.0
+    first_tokens: int = 0
+    seconds: float = 0.0
 
 
 def generate(
     config: DecoderConfig,
     params,
-    prompt_BP,
+    prompts,
     count: int,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
+    num_samples: int = 1,
     stop_token: int = -1,
     vocab_size: int | None = None,
     mesh=None,
+    on_tokens: Callable[[int, np.ndarray], bool | None] | None = None,
+    every: int = 1,
+    batch_size: int = 64,
 ) -> list[np.ndarray]:
-    """Up to `count` tokens after each prompt [B, P]; each row ends before its stop token.
+    """Up to `count` tokens after each prompt; each row ends before its stop token.
 
-    Learned positions end with the context: `count` is cut there. `vocab_size` leaves out padded
-    ids that no tokenizer knows.
+    prompts: int array [B, P], or a list of arrays of any lengths; what follows one does not depend
+    on the others. The rows that come back are those of the first prompt, `num_samples` of them,
+    then those of the second; sample i of every prompt draws from the same random numbers.
+    `on_tokens(row, tokens)` is called with the new tokens of a row, `every` tokens at a time; the
+    row ends when it returns True. Learned positions end with the context: rows are cut there.
+    `vocab_size` leaves out padded ids that no tokenizer knows. BadInput for what cannot be.
     """
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise BadInput(
-            f"temperature = {temperature} and top_k = {top_k} must be 0 or more, "
-            f"top_p = {top_p} above 0 and up to 1"
-        )
-    vocab = config.vocab_size if vocab_size is None else vocab_size
-    if count < 0 or not 0 < vocab <= config.vocab_size:
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    rows = generate_rows(
+        config,
+        params,
+        prompts,
+        count,
+        sampling,
+        num_samples=num_samples,
+        stop_token=stop_token,
+        vocab_size=vocab_size,
+        mesh=mesh,
+        on_tokens=on_tokens,
+        every=every,
+        batch_size=batch_size,
+    )
+    return [row.tokens for row in rows]
+
+
+def generate_rows(
+    config: DecoderConfig,
+    params,
+    prompts,
+    count: int,
+    sampling: Sampling,
+    *,
+    num_samples: int = 1,
+    stop_token: int = -1,
+    vocab_size: int | None = None,
+    mesh=None,
+    on_tokens: Callable[[int, np.ndarray], bool | None] | None = None,
+    every: int = 1,
+    batch_size: int = 64,
+    top: int = 0,
+    clock: Clock | None = None,
+) -> list[Row]:
+    """What `generate` does, with how every row ended and, for `top` N, what else was likely."""
+    sampling.validate()
+    for name, value in (("num_samples", num_samples), ("every", every), ("batch_size", batch_size)):
+        if value < 1:
+            raise BadInput(f"{name} = {value} must be 1 or more")
+    vocab = checked_vocabulary(config, count, vocab_size)
+    if not 0 <= top <= vocab:
+        raise BadInput(f"top = {top} must be 0 or more and at most the vocabulary of {vocab}")
+    prompts = checked_prompts(config, prompts)
+    if count == 0:
+        none = np.zeros(0, np.int32)
+        return [Row(none, "length") for _ in range(len(prompts) * num_samples)]
+    rows: dict[int, Row] = {}
+    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        weights = weights_for(config, params)
+        for group in groups([len(prompt) for prompt in prompts], max(batch_size // num_samples, 1)):
+            mine = [prompts[i] for i in group]
+            lengths = np.tile([len(prompt) for prompt in mine], num_samples)
+            limits = np.minimum(lengths + count, room(config, int(lengths.max()) + count))
+            request = Request(
+                jnp.asarray(lengths, jnp.int32),
+                jnp.asarray(limits, jnp.int32),
+                keys_of(sampling.seed, np.repeat(np.arange(num_samples), len(mine))),
+                sampling.settings,
+                jnp.int32(stop_token),
+            )
+            length = cache_length(config, int(limits.max()))
+            state = begun(config, weights, mine, length, num_samples, top)
+            # Row j of the batch is sample j // B of the group's prompt j mod B.
+            places = [i * num_samples + sample for sample in range(num_samples) for i in group]
+            heard = _Heard(places, lengths, stop_token, on_tokens)
+            options = {"config": config, "method": sampling.method, "vocab": vocab}
+            state = _driven(weights, state, request, limits, heard, every, clock, options)
+            for j, row in enumerate(_finished(state, lengths, limits, stop_token, heard.ended)):
+                rows[places[j]] = row
+    return [rows[i] for i in range(len(prompts) * num_samples)]
+
+
+def keys_of(seed: int, samples_B):
+    """A random key for every row, by the number of its sample."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return fold(jax.random.key(seed), jnp.asarray(samples_B, jnp.uint32))
+
+
+def _driven(weights, state: State, request, limits, heard, every, clock, options) -> State:
+    """Runs the loop to its end, in pieces where somebody listens."""
+    end, begin = int(limits.max()), time.perf_counter()
+    index = int(np.min(request.lengths_B)) + 1
+    state = run(weights, state, request, jnp.int32(index), **options)
+    index = int(state.index)
+    if clock is not None:
+        clock.first_seconds += time.perf_counter() - begin
+        clock.first_tokens += int(np.sum(request.lengths_B < index))
+        begin = time.perf_counter()
+    while True:
+        state = heard.told(state, index)
+        if index >= end or bool(np.all(state.done_B)):
+            break
+        until = min(index + every, end) if heard.listener else end
+        state = run(weights, state, request, jnp.int32(until), **options)
+        index = int(state.index)
+    if clock is not None:
+        clock.seconds += time.perf_counter() - begin
+    return state
+
+
+class _Heard:
+    """Tells a listener of new tokens, row by row, and ends the rows that it wants ended."""
+
+    def __init__(self, places, lengths, stop_token: int, listener):
+        self.places, self.stop, self.listener = places, stop_token, listener
+        self.told_to = np.array(lengths)  # tokens of every row that the listener has been told of
+        self.ended: dict[int, int] = {}  # where rows end that it ended
+        self.closed = np.zeros(len(places), bool)
+
+    def told(self, state: State, index: int) -> State:
+        if self.listener is None:
+            return state
+        # Copies: the state's own memory is written over by the next step.
+        tokens, done, asked = np.array(state.tokens_BL), np.array(state.done_B), False
+        for row, place in enumerate(self.places):
+            if self.closed[row] or self.told_to[row] >= index:
+                continue
+            new = tokens[row, self.told_to[row] : index]
+            stops = np.flatnonzero(new == self.stop)
+            self.told_to[row] = index
+            wanted = self.listener(place, new[: stops[0]] if stops.size else new)
+            self.closed[row] = wanted or bool(done[row])
+            if wanted:
+                self.ended[row], asked = index, True
+        return state._replace(done_B=everywhere(done | self.closed)) if asked else state
+
+
+def _finished(state: State, lengths, limits, stop_token: int, ended: dict[int, int]) -> list[Row]:
+    tokens = np.asarray(state.tokens_BL)
+    top = None if state.top is None else jax.tree.map(np.asarray, state.top)
+    rows = []
+    for row, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
+        here = tokens[row, length : ended.get(row, limit)]
+        stops = np.flatnonzero(here == stop_token)
+        end = length + (int(stops[0]) if stops.size else len(here))
+        how = "stop" if stops.size or row in ended else "length"
+        noted = [] if top is None else [array[row, length:end] for array in top]
+        rows.append(Row(tokens[row, length:end], how, *noted))
+    return rows
+
+
+def groups(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Which prompts are decoded together: at most `most`, of lengths within SPREAD tokens."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        group = found[-1] if found else None
+        if not group or len(group) == most or lengths[i] - lengths[group[0]] > SPREAD:
+            found.append([i])
+        else:
+            group.append(i)
+    return found
+
+
+def room(config: DecoderConfig, wanted: int) -> int:
+    """Positions that a sequence may have: those of the position tables, where there are any."""
+    tables = config.position_axes or config.attention.top_query == "positions"
+    return min(wanted, config.context_length) if tables else wanted
+
+
+def checked_vocabulary(config: DecoderConfig, count: int, vocab_size: int | None) -> int:
+    """How many ids may be drawn; BadInput for a count or a number that cannot be."""
+    vocab = config.outputs if vocab_size is None else vocab_size
+    if count < 0 or not 0 < vocab <= config.outputs:
         raise BadInput(
             f"count = {count} must be 0 or more, vocab_size = {vocab} from 1 to the model's "
-            f"{config.vocab_size}"
+            f"{config.outputs}"
         )
-    prompt_BP = np.asarray(prompt_BP, np.int32)
-    if prompt_BP.shape[1] == 0:
-        raise BadInput("the prompt is empty: give at least one token")
-    unknown = prompt_BP[(prompt_BP < 0) | (prompt_BP >= config.vocab_size)]
-    if unknown.size:
-        raise BadInput(
-            f"token {unknown[0]} of the prompt is not in the vocabulary of {config.vocab_size}"
-        )
-    if config.positions == "learned":
-        room = config.context_length - prompt_BP.shape[1]
-        if room < 1:
+    return vocab
+
+
+def checked_prompts(config: DecoderConfig, prompts) -> list[np.ndarray]:
+    """Every prompt as int32 [P]; BadInput for one that the model cannot begin with."""
+    prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
+    if not prompts:
+        raise BadInput("there is no prompt: give at least one")
+    for prompt in prompts:
+        if not prompt.size:
+            raise BadInput("the prompt is empty: give at least one token")
+        unknown = prompt[(prompt < 0) | (prompt >= config.vocab_size)]
+        if unknown.size:
             raise BadInput(
-                f"a prompt of {prompt_BP.shape[1]} tokens leaves no room in a context of "
+                f"token {unknown[0]} of the prompt is not in the vocabulary of {config.vocab_size}"
+            )
+        if room(config, len(prompt) + 1) <= len(prompt):
+            raise BadInput(
+                f"a prompt of {len(prompt)} tokens leaves no room in a context of "
                 f"{config.context_length}"
             )
-        count = min(count, room)
-    if count == 0:
-        return [np.zeros(0, np.int32) for _ in prompt_BP]
-    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-        tokens_BC = _decode(
-            params,
-            jnp.asarray(prompt_BP),
-            jax.random.key(seed),
-            config=config,
-            count=count,
-            temperature=float(temperature),
-            top_k=int(top_k),
-            top_p=float(top_p),
-            vocab_size=vocab,
-            stop=stop_token,
-        )
-    rows = np.asarray(tokens_BC)
-    ends = [np.flatnonzero(row == stop_token) for row in rows]
-    return [row[: end[0]] if end.size else row for row, end in zip(rows, ends, strict=True)]
+    return prompts

@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding
 
 from gptjax import DecoderConfig, MeshConfig
 from gptjax.errors import BadInput
-from gptjax.evaluation.generate import filtered, generate
+from gptjax.evaluation.generate import generate, generate_rows, groups
+from gptjax.evaluation.sampling import Sampling, filtered, penalised
 from gptjax.models.decoder import Decoder, init_params, logits
 from gptjax.parallel import make_mesh
 from gptjax.training.state import param_specs
@@ -56,6 +57,95 @@ def test_rows_of_a_batch_are_independent():
     np.testing.assert_array_equal(alone[0], greedy(ROTARY)[1])
 
 
+@pytest.mark.parametrize("config", [LEARNED, ROTARY], ids=["learned", "rotary"])
+def test_prompts_of_unequal_lengths_are_continued_as_each_alone(config):
+    """Greedy and drawn; in one batch, several samples of each, and in groups."""
+    prompts = [PROMPTS[0][:2], PROMPTS[1], PROMPTS[2][:1], PROMPTS[0][:4]]
+    for drawing in ({"temperature": 0.0}, {"temperature": 2.0, "top_k": 9, "top_p": 0.9}):
+        run = functools.partial(generate, config, params_of(config), seed=3, **drawing)
+        together = run(prompts, COUNT, num_samples=2)
+        alone = [row for prompt in prompts for row in run([prompt], COUNT, num_samples=2)]
+        pairs = run(prompts, COUNT, num_samples=2, batch_size=4)
+        for row, other, third in zip(together, alone, pairs, strict=True):
+            assert len(row) == COUNT
+            np.testing.assert_array_equal(row, other)
+            np.testing.assert_array_equal(row, third)
+    assert (together[0] != together[1]).any()  # two samples of one prompt
+
+
+def test_prompts_far_apart_are_decoded_apart():
+    assert groups([5, 90, 7, 91, 6], 2) == [[0, 4], [2], [1, 3]]
+    assert groups([5, 90, 7, 91, 6], 64) == [[0, 4, 2], [1, 3]]
+
+
+def test_sparse_patterns_are_decoded_as_they_are_trained():
+    """A window's cache is a ring; unequal prompts stand in it as each alone."""
+    attention = dataclasses.replace(ROTARY.attention, pattern="window:4")
+    config = dataclasses.replace(ROTARY, attention=attention)
+    prompts = [PROMPTS[0], PROMPTS[1][:3]]
+    rows = generate(config, params_of(ROTARY), prompts, COUNT, temperature=0.0)
+    apply = jax.jit(lambda p, x: logits(Decoder(config).apply({"params": p}, x)))
+    for prompt, row in zip(prompts, rows, strict=True):
+        whole = np.concatenate([prompt, row])[None]
+        expected = np.argmax(apply(params_of(ROTARY), whole), -1)[0]
+        np.testing.assert_array_equal(row, expected[len(prompt) - 1 : -1])
+
+
+def test_the_penalty_is_that_of_a_loop_over_tokens():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(2, 7)).astype(np.float32)
+    tokens, known, penalty = rng.integers(0, 7, (2, 5)), np.arange(5) < 3, 1.7
+    expected = scores.copy()
+    for row in range(2):
+        for token in set(tokens[row, :3].tolist()):
+            x = scores[row, token]
+            expected[row, token] = x / penalty if x > 0 else x * penalty
+    got = jax.jit(penalised)(scores, tokens, known[None], penalty)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert (expected != scores).any() and (expected == scores).any()
+
+
+def test_a_large_penalty_repeats_nothing():
+    prompts = [PROMPTS[0][:2], PROMPTS[1]]
+    rows = generate(
+        ROTARY, params_of(ROTARY), prompts, COUNT, temperature=0.0, repetition_penalty=1e6
+    )
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert len({*row.tolist(), *prompt.tolist()}) == COUNT + len(set(prompt.tolist()))
+
+
+def test_a_listener_hears_all_tokens_and_may_end_a_row():
+    heard = {0: [], 1: [], 2: []}
+
+    def listen(row, tokens):
+        heard[row] += tokens.tolist()
+        return row == 1 and len(heard[1]) >= 3
+
+    options = {"temperature": 0.0, "on_tokens": listen}
+    rows = generate(ROTARY, params_of(ROTARY), PROMPTS, COUNT, every=2, **options)
+    assert [len(row) for row in rows] == [COUNT, 3, COUNT]
+    for row, whole in zip(rows, greedy(ROTARY), strict=True):
+        np.testing.assert_array_equal(row, whole[: len(row)])
+    assert [heard[i] for i in range(3)] == [row.tolist() for row in rows]
+
+
+def test_what_else_was_likely_is_what_the_whole_pass_says():
+    rows = generate_rows(
+        ROTARY, params_of(ROTARY), PROMPTS[:2], 4, Sampling(temperature=5.0, seed=1), top=3
+    )
+    apply = jax.jit(lambda p, x: logits(Decoder(ROTARY).apply({"params": p}, x)))
+    for prompt, row in zip(PROMPTS, rows, strict=False):
+        whole = np.concatenate([prompt, row.tokens])[None]
+        scores = apply(params_of(ROTARY), whole)[0, PROMPT - 1 : -1]
+        expected = np.asarray(jax.nn.log_softmax(scores))
+        best = np.argsort(-expected, axis=-1)[:, :3]
+        np.testing.assert_array_equal(row.top_ids, best)
+        taken = np.take_along_axis(expected, best, -1)
+        np.testing.assert_allclose(row.top_logprobs, taken, atol=1e-4)
+        own = np.take_along_axis(expected, row.tokens[:, None], -1)[:, 0]
+        np.testing.assert_allclose(row.logprobs, own, atol=1e-4)
+
+
 def test_a_stop_token_ends_a_row_and_no_other():
     rows = greedy(ROTARY)
     stop = int(rows[0][3])
@@ -90,10 +180,11 @@ def test_one_candidate_is_greedy():
 def test_filters_keep_the_right_sets():
     """Probabilities .4, .3, .2, .1 in another order."""
     p = np.array([[0.2, 0.4, 0.1, 0.3]])
-    run = jax.jit(filtered, static_argnums=(1, 2))
+    run = jax.jit(filtered, static_argnums=1)
 
     def kept(top_k, top_p):
-        out = np.asarray(run(jnp.log(jnp.asarray(p, jnp.float32)), top_k, top_p))[0]
+        share = None if top_p == 1.0 else jnp.float32(top_p)
+        out = np.asarray(run(jnp.log(jnp.asarray(p, jnp.float32)), top_k, share))[0]
         np.testing.assert_allclose(out[np.isfinite(out)], np.log(p[0])[np.isfinite(out)], rtol=1e-5)
         return set(np.flatnonzero(np.isfinite(out)))
 
@@ -120,12 +211,15 @@ def test_filters_keep_the_right_sets():
         ({"prompt_BP": np.full((1, 3), -1)}, "token -1 .*vocabulary of 31"),
         ({"count": -1}, "count = -1"),
         ({"vocab_size": 99}, "vocab_size = 99"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
+        ({"num_samples": 0}, "num_samples = 0"),
+        ({"prompt_BP": []}, "there is no prompt"),
     ],
 )
 def test_bad_arguments_are_refused(fields, words):
     arguments = {"prompt_BP": PROMPTS, "count": 3, **fields}
     with pytest.raises(BadInput, match=words):
-        generate(LEARNED, params_of(LEARNED), **arguments)
+        generate(LEARNED, params_of(LEARNED), arguments.pop("prompt_BP"), **arguments)
 
 
 def test_nothing_asked_for_is_nothing():

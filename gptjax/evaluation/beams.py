@@ -1,0 +1,254 @@
+"""Beam search: the likeliest continuations that K hypotheses side by side find.
+
+Finished hypotheses are ranked by log P / ((5 + n) / 6)^penalty with n their tokens, the stop token
+among them (arXiv 1609.08144, section 7, without its coverage term). With at least as many beams as
+there are prefixes it is exhaustive.
+"""
+
+import functools
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.errors import BadInput
+from gptjax.evaluation.decode import (
+    Weights,
+    begun,
+    cache_length,
+    everywhere,
+    next_logits,
+    rows_of,
+    weights_for,
+)
+from gptjax.evaluation.generate import checked_prompts, checked_vocabulary, groups, room
+from gptjax.models.config import DecoderConfig
+from gptjax.models.layers import Cache
+
+NEVER = -1e30  # the score of a hypothesis that is none
+
+
+@dataclass(frozen=True)
+class Beam:
+    """One continuation: tokens int32 [T] without the stop token.
+
+    logprob: of the tokens and of the stop token where there is one, in nats; score: the same by
+    the length penalty; ended: "stop" or "length".
+    """
+
+    tokens: np.ndarray
+    logprob: float
+    score: float
+    ended: str
+
+
+class Finished(NamedTuple):
+    """The best ended hypotheses, [K, B] or [K, B, L]; length counts the prompt and the stop."""
+
+    tokens_KBL: jax.Array
+    logprob_KB: jax.Array
+    score_KB: jax.Array
+    length_KB: jax.Array
+
+
+class Search(NamedTuple):
+    """Where a search stands: tokens before `index` are known, those before index - 1 cached."""
+
+    index: jax.Array
+    tokens_KBL: jax.Array
+    logprob_KB: jax.Array
+    finished: Finished
+    cache: Cache
+    going_B: jax.Array
+    settled_B: jax.Array  # ended before the limit: no beam can come to more than is finished
+
+
+class Bounds(NamedTuple):
+    """What is asked of every prompt: its length, the most tokens with its continuation."""
+
+    lengths_B: jax.Array
+    limits_B: jax.Array
+    penalty: jax.Array
+    stop: jax.Array
+
+
+def normalised(logprob, tokens, penalty):
+    """A hypothesis's score: its log probability by the length penalty for so many tokens."""
+    return logprob / ((5.0 + tokens) / 6.0) ** penalty
+
+
+@functools.partial(jax.jit, static_argnames=("config", "vocab"), donate_argnames=("search",))
+def _searched(weights: Weights, search: Search, bounds: Bounds, *, config, vocab: int) -> Search:
+    beams, batch, _ = search.tokens_KBL.shape
+
+    def step(s: Search) -> Search:
+        i = s.index
+        last_KB = jax.lax.dynamic_index_in_dim(s.tokens_KBL, i - 1, axis=2, keepdims=False)
+        last_R1 = last_KB.reshape(beams * batch, 1)
+        logits_RV, cache = next_logits(config, weights, last_R1, s.cache, vocab)
+        logprob_KBV = jax.nn.log_softmax(logits_RV, -1).reshape(beams, batch, vocab)
+        logprob_KBV = s.logprob_KB[:, :, None] + logprob_KBV
+        flat_BW = jnp.moveaxis(logprob_KBV, 1, 0).reshape(batch, beams * vocab)
+        # At most one of every beam's continuations is the stop token: K others remain of 2 K.
+        best_BC, which_BC = jax.lax.top_k(flat_BW, min(2 * beams, beams * vocab))
+        best_CB, which_CB = best_BC.T, which_BC.T
+        parent_CB, token_CB = which_CB // vocab, which_CB % vocab
+        generated_B = i + 1 - bounds.lengths_B
+        stops_CB = token_CB == bounds.stop
+        live_B = s.going_B & (i >= bounds.lengths_B)
+
+        ended_CB = jnp.where(stops_CB & live_B[None], best_CB, NEVER)
+        histories_CBL = _from(s.tokens_KBL, parent_CB)
+        finished = _merged(
+            s.finished, histories_CBL, ended_CB, normalised_at(ended_CB, generated_B, bounds), i + 1
+        )
+
+        logprob_KB, order_KB = _best(jnp.where(stops_CB, NEVER, best_CB), beams)
+        parent_KB = jnp.take_along_axis(parent_CB, order_KB, axis=0)
+        token_KB = jnp.take_along_axis(token_CB, order_KB, axis=0)
+        same_KB = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, batch))
+        given_KB = jax.lax.dynamic_index_in_dim(s.tokens_KBL, i, axis=2, keepdims=False)
+        parent_KB = jnp.where(live_B[None], parent_KB, same_KB)
+        token_KB = jnp.where(live_B[None], token_KB, given_KB)
+        logprob_KB = jnp.where(live_B[None], logprob_KB, s.logprob_KB)
+        tokens_KBL = _from(s.tokens_KBL, parent_KB)
+        tokens_KBL = jax.lax.dynamic_update_slice_in_dim(
+            tokens_KBL, token_KB[:, :, None], i, axis=2
+        )
+        rows_R = (parent_KB * batch + jnp.arange(batch)[None]).reshape(-1)
+        cache = rows_of(cache, rows_R)
+
+        # Log probabilities only fall, so this is the best that any beam can come to.
+        most_B = jnp.where(bounds.penalty > 0, bounds.limits_B - bounds.lengths_B, generated_B + 1)
+        reach_B = normalised(logprob_KB.max(0), most_B.astype(jnp.float32), bounds.penalty)
+        settled_B = finished.score_KB.min(0) >= reach_B
+        settled_B = s.settled_B | (live_B & settled_B)
+        going_B = s.going_B & ~settled_B & (i + 1 < bounds.limits_B)
+        return Search(i + 1, tokens_KBL, logprob_KB, finished, cache, going_B, settled_B)
+
+    def more(s: Search):
+        return jnp.any(s.going_B)
+
+    return jax.lax.while_loop(more, step, search)
+
+
+def normalised_at(logprob_CB, generated_B, bounds: Bounds):
+    score_CB = normalised(logprob_CB, generated_B[None].astype(jnp.float32), bounds.penalty)
+    return jnp.where(logprob_CB <= NEVER, NEVER, score_CB)
+
+
+def _best(score_CB, count: int):
+    best_BK, order_BK = jax.lax.top_k(score_CB.T, count)
+    return best_BK.T, order_BK.T
+
+
+def _from(tokens_KBL, parent_CB):
+    """tokens [C, B, L] of the hypotheses numbered [C, B]."""
+    return jnp.take_along_axis(tokens_KBL, parent_CB[:, :, None], axis=0)
+
+
+def _merged(old: Finished, tokens_CBL, logprob_CB, score_CB, length) -> Finished:
+    """The best of those finished before and of new ones."""
+    beams = old.score_KB.shape[0]
+    lengths_CB = jnp.broadcast_to(length, logprob_CB.shape).astype(jnp.int32)
+    new = Finished(tokens_CBL, logprob_CB, score_CB, lengths_CB)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=0), old, new)
+    score_KB, order_KB = _best(both.score_KB, beams)
+
+    def kept(x):
+        return jnp.take_along_axis(x, order_KB, axis=0)
+
+    return Finished(
+        _from(both.tokens_KBL, order_KB), kept(both.logprob_KB), score_KB, kept(both.length_KB)
+    )
+
+
+def beam_search(
+    config: DecoderConfig,
+    params,
+    prompts,
+    count: int,
+    *,
+    beams: int = 4,
+    length_penalty: float = 0.6,
+    num_results: int = 1,
+    stop_token: int = -1,
+    vocab_size: int | None = None,
+    mesh=None,
+    batch_size: int = 64,
+) -> list[list[Beam]]:
+    """The best `num_results` continuations of each prompt, best first.
+
+    prompts: int array [B, P], or a list of arrays of any lengths; count: the most tokens of a
+    continuation, those that have none left count as ended. length_penalty: 0 ranks by probability
+    alone, more is kinder to long ones. A prompt may have fewer results where there are no more.
+    BadInput for what cannot be.
+    """
+    vocab = checked_vocabulary(config, count, vocab_size)
+    prompts = checked_prompts(config, prompts)
+    if beams < 1 or not 1 <= num_results <= beams:
+        raise BadInput(
+            f"beams = {beams} must be 1 or more, num_results = {num_results} from 1 to as many"
+        )
+    if not abs(length_penalty) < float("inf"):
+        raise BadInput(f"length_penalty = {length_penalty} must be a finite number")
+    if count == 0:
+        return [[Beam(np.zeros(0, np.int32), 0.0, 0.0, "length")] for _ in prompts]
+    found: dict[int, list[Beam]] = {}
+    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        weights = weights_for(config, params)
+        for group in groups([len(prompt) for prompt in prompts], max(batch_size // beams, 1)):
+            mine = [prompts[i] for i in group]
+            lengths = np.array([len(prompt) for prompt in mine], np.int32)
+            limits = np.minimum(lengths + count, room(config, int(lengths.max()) + count))
+            bounds = Bounds(
+                jnp.asarray(lengths), jnp.asarray(limits, jnp.int32),
+                jnp.float32(length_penalty), jnp.int32(stop_token),
+            )  # fmt: skip
+            length = cache_length(config, int(limits.max()))
+            search = _begun(config, weights, mine, length, beams)
+            search = _searched(weights, search, bounds, config=config, vocab=vocab)
+            for i, result in zip(group, _ranked(search, bounds, num_results), strict=True):
+                found[i] = result
+    return [found[i] for i in range(len(prompts))]
+
+
+def _begun(config, weights, prompts: list[np.ndarray], length: int, beams: int) -> Search:
+    state, shape = begun(config, weights, prompts, length, beams), (beams, len(prompts))
+    # One beam is the prompt; the others are like it and count for nothing.
+    logprob_KB = np.full(shape, NEVER, np.float32)
+    logprob_KB[0] = 0.0
+    finished = Finished(
+        np.zeros((*shape, length), np.int32),
+        np.full(shape, NEVER, np.float32),
+        np.full(shape, NEVER, np.float32),
+        np.zeros(shape, np.int32),
+    )
+    tokens_KBL = np.asarray(state.tokens_BL).reshape(*shape, length)
+    going_B = np.ones(len(prompts), bool)
+    arrays = jax.tree.map(everywhere, (tokens_KBL, logprob_KB, finished))
+    return Search(state.index, *arrays, state.cache, everywhere(going_B), everywhere(~going_B))
+
+
+def _ranked(search: Search, bounds: Bounds, count: int) -> list[list[Beam]]:
+    """The best of the finished hypotheses and of those that were cut by their limit."""
+    tokens_KBL, logprob_KB = np.asarray(search.tokens_KBL), np.asarray(search.logprob_KB)
+    finished, settled_B = jax.tree.map(np.asarray, (search.finished, search.settled_B))
+    lengths, limits = np.asarray(bounds.lengths_B), np.asarray(bounds.limits_B)
+    penalty, results = float(bounds.penalty), []
+    for b, (start, limit) in enumerate(zip(lengths, limits, strict=True)):
+        every = []
+        for k in range(len(tokens_KBL)):
+            if finished.score_KB[k, b] > NEVER:
+                tokens = finished.tokens_KBL[k, b, start : finished.length_KB[k, b] - 1]
+                values = float(finished.logprob_KB[k, b]), float(finished.score_KB[k, b])
+                every.append(Beam(tokens, *values, "stop"))
+            if logprob_KB[k, b] > NEVER / 2 and not settled_B[b]:
+                logprob = float(logprob_KB[k, b])
+                score = float(normalised(logprob, float(limit - start), penalty))
+                every.append(Beam(tokens_KBL[k, b, start:limit], logprob, score, "length"))
+        results.append(sorted(every, key=lambda beam: -beam.score)[:count])
+    return results

@@ -1,0 +1,244 @@
+"""Decoding with a key-value cache: the prompt in one pass, then one compiled loop for all tokens.
+
+Rows of different lengths all begin at position 0, so positions and attention patterns are those of
+each row alone: the shortest prompt goes through the model at once, and where a row's own prompt is
+longer, the loop takes its tokens from there instead of drawing them. The loop's state is donated:
+keys and values are written where they stand.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.evaluation.sampling import Method, Settings, choose, penalised
+from gptjax.models.config import DecoderConfig
+from gptjax.models.decoder import Decoder, empty_cache, logits
+from gptjax.models.layers import Cache
+from gptjax.ops.attention import Slots
+from gptjax.ops.patterns import Causal
+from gptjax.ops.shards import backend, explicit_mesh, reshard, spec_of
+from gptjax.parallel import Rules, place
+
+# Few sequences are decoded at once: they are not split over devices, the weights still are.
+DECODE_RULES = Rules(batch=())
+
+
+class Weights(NamedTuple):
+    """A model's parameters, and its head [D, V] where decoding is faster with a copy like that."""
+
+    params: Any
+    head_DV: jax.Array | None
+
+
+class Top(NamedTuple):
+    """What the model held likely, before any sampling setting: log probabilities in nats.
+
+    chosen_BL: of the token at every position; ids_BLN, logprobs_BLN: the N likeliest.
+    """
+
+    chosen_BL: jax.Array
+    ids_BLN: jax.Array
+    logprobs_BLN: jax.Array
+
+
+class State(NamedTuple):
+    """Where a decoding stands: tokens before `index` are known, those before index - 1 cached."""
+
+    index: jax.Array
+    tokens_BL: jax.Array
+    done_B: jax.Array
+    cache: Cache
+    top: Top | None
+
+
+class Request(NamedTuple):
+    """What is asked of every row.
+
+    lengths_B: of the prompts; limits_B: of prompt and continuation together; keys_B: random keys;
+    stop: the token that ends a row, -1 for none.
+    """
+
+    lengths_B: jax.Array
+    limits_B: jax.Array
+    keys_B: jax.Array
+    settings: Settings
+    stop: jax.Array
+
+
+def cache_length(config: DecoderConfig, longest: int) -> int:
+    """Positions that a cache is made for, `longest` or a little more, so that programs recur."""
+    if not _dense(config):  # blocks that are drawn by lot depend on the length trained with
+        return max(longest, config.context_length)
+    length = -(-longest // 32) * 32
+    return min(length, config.context_length) if longest <= config.context_length else length
+
+
+def prefill_size(config: DecoderConfig, known: int, length: int) -> int:
+    """How many tokens go through the model at once when `known` are to be cached.
+
+    More than are known where the cache holds every position: what they leave is never read, since
+    each position is written before any reads it.
+    """
+    if not known or not _dense(config):
+        return known
+    step = 16 if known <= 128 else 128
+    return min(-(-known // step) * step, length)
+
+
+def _dense(config: DecoderConfig) -> bool:
+    return all(isinstance(pattern, Causal) for pattern in config.attention.patterns)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _head(params, *, config):
+    out = Decoder(config, DECODE_RULES).apply({"params": params}, jnp.zeros((1, 1), jnp.int32))
+    return out.head_VD.T
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(params, *, dtype):
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def weights_for(config: DecoderConfig, params) -> Weights:
+    """The weights as the loop reads them fastest: in the dtype they are multiplied in.
+
+    XLA's products on a CPU want the head as [D, V]: a third of a small model's time. GPUs and TPUs
+    multiply either form alike and keep the one copy.
+    """
+    if any(leaf.dtype != config.compute_dtype for leaf in jax.tree.leaves(params)):
+        params = _cast(params, dtype=config.compute_dtype)
+    return Weights(params, _head(params, config=config) if backend() == "cpu" else None)
+
+
+def next_logits(config: DecoderConfig, weights: Weights, tokens_B1, cache: Cache, vocab: int):
+    """Logits [B, vocab] after one more token in every row, whole on every device, and the cache."""
+    model = Decoder(config, DECODE_RULES)
+    out = model.apply({"params": weights.params}, tokens_B1, cache=cache)
+    if weights.head_DV is not None:
+        out = out._replace(head_VD=weights.head_DV.T)
+    logits_BV = logits(out, DECODE_RULES)[:, 0]
+    if explicit_mesh() is not None:  # sampling sorts rows, so they are made whole
+        logits_BV = reshard(logits_BV, jax.P(None, None))
+    return logits_BV[:, :vocab], out.cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "size", "copies"))
+def prefilled(weights: Weights, tokens_BL, known, *, config, size: int, copies: int = 1) -> Cache:
+    """The cache after the first `known` (at most `size`) of the tokens, every row `copies` times.
+
+    Row b stands at b, B + b, 2 B + b and so on.
+    """
+    batch, length = tokens_BL.shape
+    cache = empty_cache(config, batch, length, DECODE_RULES)
+    if size:
+        model = Decoder(config, DECODE_RULES)
+        cache = model.apply({"params": weights.params}, tokens_BL[:, :size], cache=cache).cache
+
+    def copied(x):
+        return jnp.concatenate([x] * copies, axis=x.ndim - 4)
+
+    layers = tuple(s._replace(k=copied(s.k), v=copied(s.v)) for s in cache.layers)
+    return Cache(layers if copies > 1 else cache.layers, known)
+
+
+def rows_of(cache: Cache, rows_B) -> Cache:
+    """The cache with its rows taken from those at `rows_B`, int32 [B]."""
+
+    def taken(x):
+        lead = (slice(None),) * (x.ndim - 4)
+        spec = spec_of(x) if explicit_mesh() is not None else None
+        return x.at[(*lead, rows_B)].get(mode="clip", out_sharding=spec)
+
+    def one(s: Slots) -> Slots:
+        return s._replace(k=taken(s.k), v=taken(s.v))
+
+    return cache._replace(layers=tuple(one(s) for s in cache.layers))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "method", "vocab"), donate_argnames=("state",)
+)
+def run(
+    weights: Weights, state: State, request: Request, until, *, config, method: Method, vocab: int
+) -> State:
+    """The state with tokens known up to `until`, or until every row is done."""
+    places_L = jnp.arange(state.tokens_BL.shape[1])
+
+    def more(state: State):
+        return (state.index < until) & ~jnp.all(state.done_B)
+
+    def one(state: State) -> State:
+        i, tokens_BL = state.index, state.tokens_BL
+        last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BL, i - 1, 1, axis=1)
+        logits_BV, cache = next_logits(config, weights, last_B1, state.cache, vocab)
+        scores_BV = logits_BV
+        if method.penalised:
+            known_L = (places_L < i)[None]
+            penalty = request.settings.repetition_penalty
+            scores_BV = penalised(logits_BV, tokens_BL, known_L, penalty)
+        keys_B = request.keys_B
+        if not method.greedy:  # by how many were drawn before, whatever stands in other rows
+            keys_B = jax.vmap(jax.random.fold_in)(keys_B, i - request.lengths_B)
+        drawn_B = choose(scores_BV, keys_B, method, request.settings)
+        drawn_B = jnp.where(state.done_B, jnp.maximum(request.stop, 0), drawn_B)
+        forced_B = i < request.lengths_B
+        given_B = jax.lax.dynamic_index_in_dim(tokens_BL, i, axis=1, keepdims=False)
+        token_B = jnp.where(forced_B, given_B, drawn_B)
+        tokens_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, token_B[:, None], i, axis=1)
+        ended_B = ~forced_B & ((token_B == request.stop) | (i + 1 >= request.limits_B))
+        top = None if state.top is None else _noted(state.top, logits_BV, token_B, i)
+        return State(i + 1, tokens_BL, state.done_B | ended_B, cache, top)
+
+    return jax.lax.while_loop(more, one, state)
+
+
+def _noted(top: Top, logits_BV, token_B, index) -> Top:
+    logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
+    best_BN, ids_BN = jax.lax.top_k(logprobs_BV, top.ids_BLN.shape[-1])
+    chosen_B1 = jnp.take_along_axis(logprobs_BV, token_B[:, None], axis=-1)
+
+    def put(x, part):
+        return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), index, axis=1)
+
+    return Top(
+        put(top.chosen_BL, chosen_B1),
+        put(top.ids_BLN, ids_BN[:, None]),
+        put(top.logprobs_BLN, best_BN[:, None]),
+    )
+
+
+def begun(
+    config: DecoderConfig,
+    weights: Weights,
+    prompts: list[np.ndarray],
+    length: int,
+    copies: int = 1,
+    top: int = 0,
+) -> State:
+    """The state before the first token: prompts in a buffer [B * copies, L], their start cached."""
+    tokens_BL = np.zeros((len(prompts), length), np.int32)
+    for row, prompt in zip(tokens_BL, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    known = min(len(prompt) for prompt in prompts) - 1
+    size = prefill_size(config, known, length)
+    cache = prefilled(
+        weights, jnp.asarray(tokens_BL), jnp.int32(known), config=config, size=size, copies=copies
+    )
+    rows = len(prompts) * copies
+    noted = None
+    if top:
+        shape = (rows, length, top)
+        kinds = ((shape[:2], np.float32), (shape, np.int32), (shape, np.float32))
+        noted = Top(*(everywhere(np.zeros(*kind)) for kind in kinds))
+    tokens_BL = everywhere(np.tile(tokens_BL, (copies, 1)))
+    done_B = everywhere(np.zeros(rows, bool))
+    return State(everywhere(np.int32(known + 1)), tokens_BL, done_B, cache, noted)
+
+
+def everywhere(x):
+    """A small array, whole on every device."""
+    return place(jnp.asarray(x), (None,) * np.ndim(x), DECODE_RULES)
