@@ -164,6 +164,7 @@ class Experiment:
 
         if not isinstance(tree, dict):
             raise BadInput(f"not a usable experiment: it is a {type(tree).__name__}, not an object")
+        tree = upgraded(tree)
         converter = cattrs.Converter(forbid_extra_keys=True)
         for kind in (bool, int, float, str):
             converter.register_structure_hook(kind, _as_it_is)
@@ -192,6 +193,54 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+# Fields that had other names in runs of earlier versions.
+MOVED = {
+    "model.head_dim": "model.attention.head_dim",
+    "model.position_shape": "model.embedding.position_shape",
+    "model.rotary_base": "model.rotary.base",
+    "model.rotary_fraction": "model.rotary.fraction",
+}
+
+
+def upgraded(tree: dict) -> dict:
+    """The JSON tree of a run as this version would have written it.
+
+    Fields that have moved are in their new places; those that did not exist have their defaults,
+    with which a run computes what it did. Anything else stays as it is.
+    """
+    tree = json.loads(json.dumps(tree))
+    for old, new in MOVED.items():
+        *parents, name = old.split(".")
+        if name in (place := _branch(tree, parents, {})):
+            *parents, leaf = new.split(".")
+            _branch(tree, parents, None).setdefault(leaf, place.pop(name))
+    for f in dataclasses.fields(Experiment):
+        if dataclasses.is_dataclass(f.type) and isinstance(tree.get(f.name), dict):
+            _fill(tree[f.name], f.type)
+    return tree
+
+
+def _branch(tree: dict, names: list[str], missing: dict | None) -> dict:
+    """The object under these names, made where it is missing; `missing` for what is none."""
+    for name in names:
+        tree = tree.setdefault(name, {}) if missing is None else tree.get(name, missing)
+        if not isinstance(tree, dict):
+            return {}
+    return tree
+
+
+def _fill(tree: dict, cls: type) -> None:
+    for f in dataclasses.fields(cls):
+        if isinstance(tree.get(f.name), dict) and dataclasses.is_dataclass(f.type):
+            _fill(tree[f.name], f.type)
+        elif f.name not in tree and f.default is not dataclasses.MISSING:
+            tree[f.name] = f.default
+        elif f.name not in tree and f.default_factory is not dataclasses.MISSING:
+            value = f.default_factory()
+            value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            tree[f.name] = json.loads(json.dumps(value))
 
 
 # What may differ when a run goes on: the machine's shape and habits, not the run's arithmetic.

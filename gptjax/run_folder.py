@@ -14,7 +14,7 @@ import jax
 
 from gptjax.data import load_tokenizer
 from gptjax.errors import BadInput, DamagedData
-from gptjax.experiment import Experiment, differences
+from gptjax.experiment import Experiment, differences, upgraded
 from gptjax.training.workdir import MetricsLog, read_json, write_json
 
 FOLDERS = ("checkpoints", "tensorboard", "tokenizer")
@@ -52,7 +52,7 @@ def read_config(workdir: Path) -> dict | None:
         raise DamagedData(f"{path} is damaged: it holds no experiment; give another --workdir")
     if not all(isinstance(tree[part], dict) for part in parts - {"name"}):
         raise DamagedData(f"{path} is damaged: it holds no experiment; give another --workdir")
-    return tree
+    return upgraded(tree)
 
 
 def load_experiment(workdir: str | Path) -> Experiment:

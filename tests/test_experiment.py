@@ -1,5 +1,6 @@
 """An experiment is a value: it validates itself, survives JSON, and knows what follows from it."""
 
+import copy
 import dataclasses
 import json
 
@@ -7,7 +8,7 @@ import pytest
 
 from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
 from gptjax.errors import BadInput
-from gptjax.experiment import differences, field_names
+from gptjax.experiment import differences, field_names, upgraded
 from gptjax.models.config import AttentionConfig
 from gptjax.run_folder import load_experiment
 from tests.conftest import changed
@@ -67,6 +68,22 @@ def test_a_missing_part_of_json_is_named():
     del tree["train"]
     with pytest.raises(BadInput, match="train"):
         Experiment.from_json(tree)
+
+
+def test_runs_of_earlier_versions_are_read():
+    """Fields that moved are found, fields that are new have their defaults, the rest is kept."""
+    now = changed(E, model={"attention": AttentionConfig(head_dim=6)}).to_json()
+    then = copy.deepcopy(now)
+    del then["model"]["attention"]["head_dim"], then["model"]["experts"], then["data"]["workers"]
+    then["model"]["head_dim"] = 6
+    then["model"]["rotary_base"] = then["model"].pop("rotary")["base"]
+    kept = copy.deepcopy(then)
+    assert upgraded(then) == now and then == kept
+    assert Experiment.from_json(then).to_json() == now
+    for broken in ({"model": 3}, {"model": {"head_dim": 2, "attention": 4}}, {}):
+        assert isinstance(upgraded(broken), dict)
+    with pytest.raises(BadInput, match="head_size"):
+        Experiment.from_json(now | {"model": now["model"] | {"head_size": 3}})
 
 
 def test_steps_follow_from_tokens():
