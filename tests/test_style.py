@@ -20,7 +20,7 @@ ORDER = [
     {"sweeps"},
 ]
 HEAVY = {"tensorflow_datasets", "orbax", "tyro", "matplotlib", "torch", "rich", "grain",
-         "sentencepiece", "tensorboardX", "cattrs", "array_record", "scipy", "plotly"}  # fmt: skip
+         "sentencepiece", "tokenizers", "tensorboardX", "cattrs", "array_record", "scipy", "plotly"}  # fmt: skip
 
 
 TOP = {
