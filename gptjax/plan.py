@@ -160,7 +160,7 @@ def kernel_chooser(experiment: Experiment, platform: str = "") -> Callable[[Head
     model, data = experiment.model, experiment.data
     platform = platform or backend()
     return lambda pattern: choose_kernel(
-        model.attention.kernel,
+        model.kernel,
         platform,
         pattern,
         data.document_attention == "within",

@@ -181,6 +181,12 @@ class DecoderConfig:
         return self.qk_size / base if base else 1.0
 
     @property
+    def kernel(self) -> str:
+        """The kernel that is asked for: scores of distances leave one."""
+        relative = self.positions in ("relative", "relative_bias")
+        return "dense" if relative else self.attention.kernel
+
+    @property
     def score_scale(self) -> float:
         """What queries times keys are multiplied by: 1 / sqrt(K), under muP sqrt(base K) / K."""
         size = 1.0 if self.attention.scale == "one" else math.sqrt(self.qk_size)
