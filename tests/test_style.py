@@ -20,7 +20,8 @@ ORDER = [
     {"sweeps"},
 ]
 HEAVY = {"tensorflow_datasets", "orbax", "tyro", "matplotlib", "torch", "rich", "grain",
-         "sentencepiece", "tokenizers", "tensorboardX", "cattrs", "array_record", "scipy", "plotly"}  # fmt: skip
+         "sentencepiece", "tokenizers", "tensorboardX", "cattrs", "array_record", "scipy",
+         "plotly"}  # fmt: skip
 
 
 TOP = {
