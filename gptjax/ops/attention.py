@@ -152,7 +152,7 @@ def decode_attention(
     if slopes_H is not None:
         arrays, specs = [*arrays, jnp.asarray(slopes_H, jnp.float32)], [*specs, P(heads)]
     if relative is not None:
-        arrays, specs = [*arrays, relative], [*specs, relative.specs(heads)]
+        arrays, specs = [*arrays, *relative], [*specs, *relative.specs(heads)]
 
     def run(q, k, v, new, held, *rest):
         rest = list(rest)
@@ -163,11 +163,12 @@ def decode_attention(
             mask = member.mask(new[:, None], held[None, :], length)
             mask = mask & ((held >= 0) & (held <= new[-1]))[None, :]
             bias = None
-            if rest:
+            if relative is not None:
                 from gptjax.ops.relative import at_distances
 
-                bias = at_distances(rest[0].bias(mine[0], scale), apart[0])
-                mine[0] = rest[0].query(mine[0])
+                terms = type(relative)(*rest)
+                bias = at_distances(terms.bias(mine[0], scale), apart[0])
+                mine[0] = terms.query(mine[0])
             outs.append(softmax_attention(*mine, mask[None], apart, own_slopes, scale, bias))
         return _collected(outs, k.shape[2])
 

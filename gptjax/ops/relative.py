@@ -108,15 +108,16 @@ def relative_attention(
     scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
     q_BTHK, k_BTGK, v_BTGK, batch, heads, kv_heads = aligned(q_BTHK, k_BTGK, v_BTGK, 1)
     whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
-    arrays = [q_BTHK, k_BTGK, v_BTGK, relative]
-    specs = [whole, kv_whole, kv_whole, relative.specs(heads)]
+    arrays = [q_BTHK, k_BTGK, v_BTGK, *relative]
+    specs = [whole, kv_whole, kv_whole, *relative.specs(heads)]
     if memory:
         _, *remembered, _, _, _ = aligned(q_BTHK, *remembered, 1)
         arrays, specs = [*arrays, *remembered], [*specs, kv_whole, kv_whole]
     if segments_BT is not None:
         arrays, specs = [*arrays, segments_BT], [*specs, P(batch, None)]
 
-    def run(q, k, v, relative, *rest):
+    def run(q, k, v, *rest):
+        terms, rest = type(relative)(*rest[: len(relative)]), rest[len(relative) :]
         segments = None if segments_BT is None else rest[-1]
         at = np.arange(length)
         mask = pattern.mask(at[:, None], at[None, :], length)[None]
@@ -126,8 +127,8 @@ def relative_attention(
             segments = segments, segments
         if segments is not None:
             mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
-        bias = _shifted(relative.bias(q, scale), k.shape[1])
-        out = softmax_attention(relative.query(q), k, v, mask, None, None, scale, bias)
+        bias = _shifted(terms.bias(q, scale), k.shape[1])
+        out = softmax_attention(terms.query(q), k, v, mask, None, None, scale, bias)
         return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),
                            *out.shape[2:])[:, :length]  # fmt: skip
 

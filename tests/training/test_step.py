@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, NextToken, TrainConfig
+from gptjax.models.config import AttentionConfig, EmbeddingConfig
 from gptjax.models.decoder import init_params
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
@@ -46,7 +47,35 @@ TIED = DecoderConfig(
     vocab_size=61, context_length=LENGTH, num_layers=1, d_model=16, num_heads=4, d_ff=32
 )
 MUP = dataclasses.replace(ROTARY_GQA, layers="scan", d_ff=32, parametrization="mup", base_width=4)
-MODELS = {"rotary_gqa": ROTARY_GQA, "tied": TIED, "mup": MUP}
+MEMORY = dataclasses.replace(
+    ROTARY_GQA,
+    positions="relative",
+    block="post",
+    activation="gelu_erf",
+    attention=AttentionConfig(memory=4),
+    embedding=EmbeddingConfig(size=12, scale=4.0, head_bias=True),
+    init="fan_in",
+)
+QUERY_LAYER = dataclasses.replace(
+    TIED,
+    num_layers=2,
+    block="parallel_two_norms",
+    biases="output",
+    attention=AttentionConfig(top_query="positions"),
+    embedding=EmbeddingConfig(norm=True, position_offset=2, outputs=61),
+    tied_embeddings=False,
+)
+BUCKETS = dataclasses.replace(
+    TIED, positions="relative_bias", attention=AttentionConfig(buckets=4, max_distance=9)
+)
+MODELS = {
+    "rotary_gqa": ROTARY_GQA,
+    "tied": TIED,
+    "mup": MUP,
+    "memory": MEMORY,
+    "query_layer": QUERY_LAYER,
+    "buckets": BUCKETS,
+}
 ONE = (1, 1, 1)
 
 
@@ -115,6 +144,9 @@ def on_one_device(name: str):
         ("tied", (1, 2, 2)),  # 61 tokens split over no two devices
         ("tied", (1, 1, 4)),
         ("mup", (2, 2, 2)),
+        ("memory", (2, 2, 2)),
+        ("query_layer", (1, 2, 4)),
+        ("buckets", (2, 1, 4)),
     ],
 )
 def test_the_same_losses_on_every_mesh(name, shape):
