@@ -154,7 +154,10 @@ def test_the_same_losses_on_every_mesh(name, shape):
     expected, expected_params, _ = on_one_device(name)
     assert expected[-1] < expected[0] - 0.05
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
-    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-3)
+    # A constant among the sinusoids of distances moves all scores alike: its weights' gradients are
+    # rounding, which Adam makes as large as any.
+    atol = 1e-2 if name == "memory" else 1e-3
+    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=atol)
     jax.tree.map(near, params, expected_params)
 
 
