@@ -73,8 +73,10 @@ class Trained:
         `batches` of the validation split, 0 for as many as the run took; `data` another corpus,
         read with the run's own tokenizer. BadInput where the data cannot be prepared.
         """
-        changes = {} if data is None else {"data": self._in_own_words(data)}
-        experiment = dataclasses.replace(self.experiment, **changes)
+        own = self.experiment.data
+        if data is not None or own.tokenizer == "file":  # that file may be gone by now
+            own = self._in_own_words(data or own)
+        experiment = dataclasses.replace(self.experiment, data=own)
         experiment.validate()
         check_mesh(MeshConfig(*self.mesh.devices.shape), self.mesh.size, experiment.mesh_refusal)
         dataset = prepare(experiment.data, report=say)

@@ -230,7 +230,7 @@ def test_the_separator_is_bos_then_eos_then_what_there_is(byte_level, folders, t
         read_tokenizer(write(tmp_path / "none", {t: vocab[t] for t in vocab if t != END}, merges))
 
 
-def test_what_is_missing_damaged_or_forbidden_is_one_line(byte_level, folders, tmp_path, capfd):
+def test_what_is_missing_or_damaged_is_one_line(byte_level, folders, llama, tmp_path, capfd):
     vocab, merges = byte_level["vocab"], byte_level["merges"]
     text = (folders["json"] / "tokenizer.json").read_text()
     strange = json.loads(text) | {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}
@@ -248,6 +248,7 @@ def test_what_is_missing_damaged_or_forbidden_is_one_line(byte_level, folders, t
         "merges.txt": (b"#version: 0.2\na b\n", "vocab.json is missing"),
         "a.model": (b"plain text", "damaged or no tokenizer"),
         "b.model": (b"\n\x05\n\x03abc", "was cut short"),
+        "c.model": (llama.model.replace(b"\x96\x81th", b"\x96\xffth"), "not UTF-8"),
         "weights.bin": (pickle.dumps([1], 4), "is a pickle, which is never loaded"),
         "weights.pt": (b"PK\x03\x04abc", "is an archive"),
         "a.gguf": (b"GGUF\x03", "is a GGUF file"),

@@ -3,8 +3,11 @@
 Ids stay what they are. A sentencepiece model becomes a tokenizer.json, whose ids are compared
 with its own on hard texts before anything is written; one that was brought along is also
 written as tokenizer.model, one that was trained here is not, since only gptjax knows its
-escapes. The names of special tokens in a text are read as these tokens by transformers, unless
-it is told `split_special_tokens=True`.
+escapes. Where two splits of a text are equally likely, unigram may choose the other one there
+(14 of 6000 pieces of code and random text with 4000 ids); BPE did not differ once.
+
+The names of special tokens in a text are read as these tokens by transformers, unless it is told
+`split_special_tokens=True`; none is put before or behind a text that had none there.
 """
 
 import json

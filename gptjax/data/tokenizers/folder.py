@@ -64,7 +64,7 @@ def load_tokenizer(folder: str | Path, sha256: str = "") -> Tokenizer:
             made = HuggingFaceTokenizer(text, *settings, source=str(file))
         else:
             model = file.read_bytes()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{folder} holds no whole tokenizer ({error}); copy it again") from error

@@ -75,7 +75,11 @@ class SentencePieceTokenizer:
         self.special = {role: number for role, number in roles.items() if number >= 0}
         unknown = processor.unk_id()
         self.escapes = all(processor.piece_to_id(c) != unknown for c in _RESERVED)
-        self.token_bytes = np.array([self._bytes(i) for i in range(self.vocab_size)], np.int32)
+        try:
+            sizes = [self._bytes(i) for i in range(self.vocab_size)]
+        except UnicodeDecodeError:
+            raise BadInput(f"{source} is damaged: it has a piece that is not UTF-8") from None
+        self.token_bytes = np.array(sizes, np.int32)
 
     @property
     def exact(self) -> bool:
