@@ -1,0 +1,76 @@
+"""Configs of published systems, each with its source: `presets.gpt2("124m")`.
+
+Sizes come from the table in `presets.table`; `named` takes the names of its rows. A field that is
+not published is named in the docstring together with what stands here in its place.
+"""
+
+import functools
+from collections.abc import Callable
+
+from gptjax.errors import BadInput, did_you_mean
+from gptjax.models.config import DecoderConfig
+from gptjax.models.presets import google, large, open_models, openai
+from gptjax.models.presets.google import (
+    chinchilla,
+    gopher,
+    lamda,
+    palm,
+    switch_decoder,
+    transformer_xl,
+)
+from gptjax.models.presets.large import cpm, jurassic, mt_nlg, pangu_alpha
+from gptjax.models.presets.open_models import (
+    bloom,
+    gpt_j,
+    gpt_neo,
+    gpt_neox,
+    llama,
+    mistral,
+    mixtral,
+    opt,
+)
+from gptjax.models.presets.openai import gpt1, gpt2, gpt3, image_gpt, sparse_transformer
+
+# The sizes of every family, each with the row of the table that it is.
+FAMILIES: dict[Callable[[str], DecoderConfig], dict[str, str]] = {
+    gpt1: openai.GPT1,
+    gpt2: openai.GPT2,
+    gpt3: openai.GPT3,
+    sparse_transformer: openai.SPARSE,
+    image_gpt: openai.IMAGE_GPT,
+    gpt_neo: open_models.GPT_NEO,
+    gpt_j: open_models.GPT_J,
+    gpt_neox: open_models.GPT_NEOX,
+    opt: open_models.OPT,
+    bloom: open_models.BLOOM,
+    llama: open_models.LLAMA,
+    mistral: open_models.MISTRAL,
+    mixtral: open_models.MIXTRAL,
+    transformer_xl: google.TRANSFORMER_XL,
+    switch_decoder: google.SWITCH,
+    lamda: google.LAMDA,
+    palm: google.PALM,
+    gopher: google.GOPHER,
+    chinchilla: google.CHINCHILLA,
+    mt_nlg: large.MT_NLG,
+    jurassic: large.JURASSIC,
+    pangu_alpha: large.PANGU_ALPHA,
+    cpm: large.CPM,
+}
+
+
+@functools.cache
+def by_row() -> dict[str, tuple[Callable[[str], DecoderConfig], str]]:
+    """The function and the size behind every row of the table that is a decoder here."""
+    return {row: (make, size) for make, known in FAMILIES.items() for size, row in known.items()}
+
+
+def named(row: str) -> DecoderConfig:
+    """The decoder of a row of the table, such as "llama-7b"; BadInput where there is none."""
+    if row not in by_row():
+        raise BadInput(f"there is no decoder for the row {row!r}{did_you_mean(row, by_row())}")
+    make, size = by_row()[row]
+    return make(size)
+
+
+__all__ = [make.__name__ for make in FAMILIES] + ["FAMILIES", "by_row", "named"]
