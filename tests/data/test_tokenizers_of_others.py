@@ -344,7 +344,6 @@ def llama() -> SentencePieceTokenizer:
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        user_defined_symbols=["<mark>"],
         minloglevel=2,
     )
     return SentencePieceTokenizer(model.getvalue(), "bpe")
@@ -403,7 +402,17 @@ def test_exported_sentencepiece_has_the_same_ids(kind, llama, tmp_path):
     same()
 
 
-def test_symbols_are_not_exported(tmp_path):
+def test_what_has_no_faithful_form_is_not_exported(llama, tmp_path):
+    lists = [
+        ["<unk>", "<s>", "a", "<mark>", "\u2581"],
+        [0.0, 0.0, -1.0, 0.0, -2.0],
+        [2, 3, 1, 4, 1],
+    ]
+    marked = sentencepiece_of_lists(*lists)
+    with pytest.raises(BadInput, match=r"splits texts in a way that a tokenizer\.json cannot say"):
+        export_tokenizer(marked, tmp_path)
+    export_tokenizer(sentencepiece_of_lists(*lists, prefix_space=False), tmp_path)
+    assert read_tokenizer(tmp_path).encode("a<mark>a").tolist() == [2, 3, 2]
     with pytest.raises(BadInput, match="symbols has no form that others read"):
         export_tokenizer(SymbolTokenizer(5), tmp_path)
 
