@@ -1,0 +1,173 @@
+"""A model as transformers loads it: safetensors, config.json, generation_config.json, tokenizer.
+
+A family is chosen that computes the same: the config that would be written is read back and
+compared field by field.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.data.tokenizers import Tokenizer, export_tokenizer
+from gptjax.errors import BadInput, Trouble, did_you_mean
+from gptjax.interop.families import FAMILIES
+from gptjax.interop.family import Family
+from gptjax.interop.fields import Fields, setting, unlike
+from gptjax.interop.layouts import Leaf, Piece
+from gptjax.models.config import DecoderConfig
+
+SHARD = 5_000_000_000  # bytes: larger checkpoints are written in several files
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def export(
+    config: DecoderConfig,
+    params: Any,
+    out: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    family: str = "",
+    dtype: str = "float32",
+    shard_bytes: int = SHARD,
+) -> Family:
+    """Write a model into the folder `out`, which must not exist; the family it was written as.
+
+    BadInput names the field that no family has, or that the one asked for has not.
+    """
+    out = Path(out).expanduser()
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype is {dtype!r}; give {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    if out.exists():
+        raise BadInput(f"{out} exists; give the name of a folder that does not")
+    chosen = choose(config, family)
+    leaves = chosen.leaves(config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        partial.chmod(0o755)
+        _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
+        ids = _special(config, tokenizer)
+        tree = {
+            "architectures": [chosen.architecture],
+            "model_type": chosen.name,
+            **chosen.write(config),
+            **({"pad_token_id": None} | ids if "pad_token_id" not in chosen.write(config) else ids),
+            "dtype": dtype,
+            "torch_dtype": dtype,
+        }
+        _write_json(partial / "config.json", tree)
+        _write_json(partial / "generation_config.json", ids)
+        if tokenizer is not None:
+            export_tokenizer(tokenizer, partial)
+        os.rename(partial, out)
+    except OSError as error:
+        raise Trouble(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return chosen
+
+
+def choose(config: DecoderConfig, name: str = "") -> Family:
+    """The first family that computes the same, or the one named; BadInput with the fields."""
+    if name and name not in FAMILIES:
+        raise BadInput(
+            f"family is {name!r}{did_you_mean(name, FAMILIES)} (known: {', '.join(FAMILIES)})"
+        )
+    tried = {f.name: _misses(f, config) for f in FAMILIES.values() if not name or f.name == name}
+    for found, misses in tried.items():
+        if not misses:
+            return FAMILIES[found]
+    everywhere = [
+        m for m in next(iter(tried.values())) if all(m in other for other in tried.values())
+    ]
+    nearest = min(tried, key=lambda f: len(tried[f]))
+    fields = everywhere or tried[nearest]
+    said = "; ".join(f"model.{field} = {setting(config, field)!r}" for field in fields[:6])
+    if name:
+        raise BadInput(f"{name} has no {said}; without --family the fitting one is looked for")
+    rest = ", ".join(tried[nearest])
+    raise BadInput(f"no family of checkpoints has {said} (nearest: {nearest}, but for {rest})")
+
+
+def _misses(family: Family, config: DecoderConfig) -> list[str]:
+    try:
+        back = family.read(Fields(family.write(config), family.name))
+        misses = unlike(config, back)
+        if not misses:
+            family.leaves(config)
+        return misses
+    except BadInput:
+        return ["attention.pattern"]
+
+
+def _special(config: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+    if tokenizer is not None:
+        ids = dict.fromkeys(ids, tokenizer.separator_id)
+        known = {f"{role}_token_id": n for role, n in tokenizer.special.items()}
+        ids |= {k: v for k, v in known.items() if k in (*ids, "pad_token_id")}
+    return ids
+
+
+def _write_tensors(family, config, leaves, params, folder, dtype, shard_bytes) -> None:
+    from safetensors.numpy import save_file
+
+    zeros = family.zeros(config) if family.zeros else {}
+    pieces: dict[str, list[tuple[Leaf, int, Piece]]] = {}
+    for leaf in leaves.values():
+        for n, piece in enumerate(leaf.pieces):
+            pieces.setdefault(piece.name, []).append((leaf, n, piece))
+    shapes = {name: found[0][2].shape for name, found in pieces.items()} | dict(zeros)
+    shards = list(_shards(shapes, DTYPES[dtype], shard_bytes))
+    index = {}
+    for n, names in enumerate(shards):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            tensors[name] = np.zeros(shapes[name], _numpy(dtype))
+            for leaf, part, piece in pieces.get(name, ()):
+                piece.write(_share(params, leaf, part), tensors[name])
+            index[name] = file
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        size = sum(int(np.prod(shape)) for shape in shapes.values()) * DTYPES[dtype]
+        tree = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
+        _write_json(folder / "model.safetensors.index.json", tree)
+
+
+def _share(params, leaf: Leaf, part: int) -> np.ndarray:
+    """The share of one of our arrays that one of its pieces holds."""
+    value = params
+    for key in leaf.path.split("/"):
+        value = value[key]
+    return np.asarray(value[np.unravel_index(part, leaf.lead)] if leaf.lead else value)
+
+
+def _shards(shapes: dict, itemsize: int, most: int) -> Iterator[list[str]]:
+    names, held = [], 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape)) * itemsize
+        if names and held + size > most:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += size
+    yield names
+
+
+def _numpy(dtype: str):
+    import jax.numpy as jnp
+
+    return jnp.dtype(dtype)
+
+
+def _write_json(path: Path, tree: dict) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

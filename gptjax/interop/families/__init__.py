@@ -1,0 +1,25 @@
+"""All families by the `model_type` of transformers, and those of other files."""
+
+from gptjax.interop.families.gpt import GPT1, GPT2, GPT_NEO, GPTJ, IMAGE_GPT, NEOX
+from gptjax.interop.families.llama import COHERE, LLAMA, MISTRAL, MIXTRAL
+from gptjax.interop.families.others import BLOOM, OPT, XLNET
+
+# The order in which an export tries them.
+FAMILIES = {
+    family.name: family
+    for family in (
+        GPT2,
+        LLAMA,
+        MISTRAL,
+        MIXTRAL,
+        NEOX,
+        GPTJ,
+        GPT_NEO,
+        OPT,
+        BLOOM,
+        COHERE,
+        IMAGE_GPT,
+        GPT1,
+        XLNET,
+    )
+}

@@ -1,0 +1,208 @@
+"""A family of checkpoints: its config in both directions, and one table of names.
+
+The table says of every parameter where it stands in their tensors, so that it serves reading and
+writing. Rows of parameters that a model does not have (biases, a head that is tied) are left out.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gptjax.errors import BadInput, did_you_mean, nearest
+from gptjax.interop.fields import Fields
+from gptjax.interop.layouts import Leaf, Piece, axes_of
+from gptjax.interop.stores import Store
+from gptjax.models.config import DecoderConfig
+from gptjax.training.state import abstract_params
+
+
+@dataclass(frozen=True)
+class Row:
+    """A parameter of ours and the tensor that holds it.
+
+    ours: its path, `layer/...` for those of every layer; theirs: a name with {i} for the layer
+    and {e} for the expert; layout: as in `layouts`, empty where the axes are the same; part: which
+    of the arrays that are merged along the layout's axis `c`.
+    """
+
+    ours: str
+    theirs: str
+    layout: str = ""
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints with the same names.
+
+    read: their config as ours; write: ours as theirs, which need not be able to say all of it;
+    body: how the names begin that stand alone in files of a model without a head; ignored:
+    patterns of tensors that no parameter is made of; alias: a second name for the tied matrix;
+    zeros: tensors without an effect that exported files have to hold, with their shapes.
+    """
+
+    name: str
+    architecture: str
+    read: Callable[[Fields], DecoderConfig]
+    write: Callable[[DecoderConfig], dict[str, Any]]
+    rows: tuple[Row, ...]
+    body: str = ""
+    ignored: tuple[str, ...] = ()
+    alias: str = ""
+    zeros: Callable[[DecoderConfig], Mapping[str, tuple[int, ...]]] | None = None
+
+    def leaves(self, config: DecoderConfig) -> dict[str, Leaf]:
+        """Every parameter of a model with what it is made of; BadInput for one without a row."""
+        table: dict[str, list[Row]] = {}
+        for row in self.rows:
+            table.setdefault(row.ours, []).append(row)
+        return {path: _leaf(path, shape, table, config, self) for path, shape in shapes(config)}
+
+    def adjusted(self, leaves: dict[str, Leaf], store: Store) -> dict[str, Leaf]:
+        """The same with the names of a file that holds the body alone."""
+        names = [piece.name for leaf in leaves.values() for piece in leaf.pieces]
+        inside = [name for name in names if self.body and name.startswith(self.body)]
+        if not inside or any(name in store.shapes for name in inside):
+            return leaves
+
+        def bare(leaf: Leaf) -> Leaf:
+            pieces = (
+                dataclasses.replace(piece, name=piece.name.removeprefix(self.body))
+                for piece in leaf.pieces
+            )
+            return dataclasses.replace(leaf, pieces=tuple(pieces))
+
+        return {path: bare(leaf) for path, leaf in leaves.items()}
+
+    def check(self, leaves: dict[str, Leaf], store: Store, config: DecoderConfig) -> None:
+        """BadInput, naming the tensor, unless the store holds exactly what the leaves need."""
+        pieces = [piece for leaf in leaves.values() for piece in leaf.pieces]
+        needed = {piece.name: piece.shape for piece in pieces}
+        spare = store.shapes.keys() - needed.keys()
+        source = f"{store.source} ({self.name})"
+        for name, shape in needed.items():
+            if name not in store.shapes:
+                near = did_you_mean(name, sorted(spare))
+                raise BadInput(f"{source} lacks the tensor {name!r}{near}")
+            if store.shapes[name] != shape:
+                raise BadInput(
+                    f"{source}: the tensor {name!r} has the shape {list(store.shapes[name])}, and "
+                    f"its config asks for {list(shape)}"
+                )
+            kind = store.kind(name)
+            if kind is not None:
+                raise BadInput(
+                    f"{source}: the tensor {name!r} is of type {kind}, which is not read; F64, "
+                    "F32, F16 and BF16 are, and of GGUF also Q8_0, Q4_0 and Q4_1"
+                )
+        for name in sorted(spare):
+            tied = config.tied_embeddings and name == self.alias
+            if tied or any(re.fullmatch(p, name) for p in self._all_ignored()):
+                continue
+            near = nearest(name, needed)
+            raise BadInput(
+                f"{source} holds the tensor {name!r}, which this model has no parameter for"
+                + (f" (nearest: {near[0]!r})" if near else "")
+            )
+
+    def _all_ignored(self) -> Iterator[str]:
+        yield from self.ignored
+        if self.body:
+            yield from (p.removeprefix(re.escape(self.body)) for p in self.ignored)
+
+
+def shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Path and shape of every parameter."""
+    import jax
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        yield "/".join(str(key.key) for key in path), leaf.shape
+
+
+def _leaf(path, shape, table, config, family: Family) -> Leaf:
+    layers, kind = _layers_of(path, config)
+    stacked = path.startswith("layers/")
+    rows = table.get(kind)
+    if rows is None:
+        raise BadInput(f"{family.name} has no parameter like {path}")
+    row = rows[0]
+    axes = axes_of(kind)
+    lead = (len(layers),) if stacked else ()
+    own = shape[len(lead) :]
+    experts: tuple[int | None, ...] = (None,)
+    if "{e}" in row.theirs:
+        lead, experts = (*lead, own[0]), tuple(range(own[0]))
+        axes, own = axes[1:], own[1:]
+    sizes = dict(zip(axes, own, strict=True)) | {"c": merged(row, family)}
+    layout = row.layout or " ".join(axes)
+    turned = config.rotary_size if "~" in layout else 0
+    pieces = tuple(
+        Piece(row.theirs.format(i=i, e=e), layout, axes, sizes, row.part, turned)
+        for i, e in itertools.product(layers, experts)
+    )
+    return Leaf(path, shape, lead, pieces)
+
+
+def merged(row: Row, family: Family) -> int:
+    """How many arrays lie along the axis `c` of the tensor that a row names."""
+    return 1 + max(other.part for other in family.rows if other.theirs == row.theirs)
+
+
+def _layers_of(path: str, config: DecoderConfig) -> tuple[list[int | None], str]:
+    """Which layers an array holds, and its path as a table has it."""
+    first, *rest = path.split("/")
+    turn = len(config.turn)
+    if first == "layers" and turn > 1:
+        start = int(rest[0].removeprefix("turn_"))
+        return list(range(start, config.plain_layers, turn)), "/".join(["layer", *rest[1:]])
+    if first == "layers":
+        return list(range(config.plain_layers)), "/".join(["layer", *rest])
+    if first.startswith("layer_"):
+        return [int(first.removeprefix("layer_"))], "/".join(["layer", *rest])
+    return [None], path
+
+
+def qkv(theirs: str, layout: str, bias: str = "", bias_layout: str = "") -> tuple[Row, ...]:
+    """Rows of queries, keys and values in one tensor, whose layout names its heads H."""
+    rows = []
+    for part, name in enumerate(("query", "key", "value")):
+        heads = layout if part == 0 else layout.replace("H", "G")
+        heads = heads.replace("~", "") if name == "value" else heads
+        rows.append(Row(f"layer/attention/{name}", theirs, heads, part))
+        if bias:
+            heads = bias_layout if part == 0 else bias_layout.replace("H", "G")
+            rows.append(Row(f"layer/attention/{name}_bias", bias, heads, part))
+    return tuple(rows)
+
+
+def separate(theirs: str, layout: str = "(H K) D") -> tuple[Row, ...]:
+    """Rows of queries, keys and values in tensors of their own: {x} is q, k or v.
+
+    Biases stand beside them under names that end in `bias`; values have no order of their own.
+    """
+    rows = []
+    for name in ("query", "key", "value"):
+        heads = layout if name == "query" else layout.replace("H", "G")
+        heads = heads.replace("~", "") if name == "value" else heads
+        full = theirs.replace("{x}", name[0])
+        rows.append(Row(f"layer/attention/{name}", full, heads))
+        bias = full.removesuffix("weight") + "bias"
+        rows.append(Row(f"layer/attention/{name}_bias", bias, heads.replace(" D", "")))
+    return tuple(rows)
+
+
+def norm(ours: str, theirs: str, scale: str = "weight") -> tuple[Row, ...]:
+    """Rows of a norm's scale and bias."""
+    other, dot = ("b", "/") if scale == "g" else ("bias", ".")
+    return (
+        Row(f"{ours}/scale", f"{theirs}{dot}{scale}"),
+        Row(f"{ours}/bias", f"{theirs}{dot}{other}"),
+    )
+
+
+def linear(ours: str, theirs: str, layout: str = "") -> tuple[Row, ...]:
+    """Rows of a matrix and its bias."""
+    return Row(ours, f"{theirs}.weight", layout), Row(f"{ours}_bias", f"{theirs}.bias")

@@ -1,0 +1,177 @@
+"""The fields of a config.json, and what a model computes, compared field by field."""
+
+from typing import Any
+
+from gptjax.errors import BadInput, nearest
+from gptjax.models.config import DecoderConfig
+
+MISSING = object()
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+THEIR_ACTIVATIONS = {
+    "gelu_tanh": "gelu_new",
+    "gelu_erf": "gelu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+GATES = {"silu": "swiglu", "swish": "swiglu", "gelu_new": "geglu", "gelu_pytorch_tanh": "geglu"}
+THEIR_GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
+
+
+class Fields:
+    """A config.json, read field by field: BadInput names the field and what it may be."""
+
+    def __init__(self, tree: dict, source: str):
+        self.tree, self.source = tree, source
+
+    def has(self, name: str) -> bool:
+        return self.tree.get(name) is not None
+
+    def get(self, name: str, default: Any = MISSING) -> Any:
+        """A field as it is; a missing one, or one that is null, has the default."""
+        value = self.tree.get(name)
+        if value is None:
+            if default is MISSING:
+                near = nearest(name, self.tree)
+                also = f"; it has {near[0]!r}" if near else ""
+                raise BadInput(f"{self.source} has no {name!r}{also}")
+            return default
+        return value
+
+    def count(self, name: str, default: Any = MISSING) -> int:
+        value = self.get(name, default)
+        least = 0 if default == 0 else 1
+        if type(value) is not int or not least <= value < 2**31:
+            raise BadInput(f"{self.source}: {name} is {value!r}; give a whole number above 0")
+        return value
+
+    def number(self, name: str, default: Any = MISSING) -> float:
+        value = self.get(name, default)
+        if type(value) not in (int, float) or not abs(value) < 1e300:
+            raise BadInput(f"{self.source}: {name} is {value!r}; give a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if type(value) is not bool:
+            raise BadInput(f"{self.source}: {name} is {value!r}; give true or false")
+        return value
+
+    def chosen(self, name: str, options: dict[str, str], default: Any = MISSING) -> Any:
+        """What our configs call the value of a field."""
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in options:
+            raise BadInput(
+                f"{self.source}: {name} is {value!r}, which no model here has; known: "
+                f"{', '.join(options)}"
+            )
+        return options[value]
+
+    def only(self, **values: Any) -> None:
+        """Fields that may have one value or a missing one."""
+        for name, wanted in values.items():
+            value = self.tree.get(name)
+            if value is not None and value != wanted:
+                raise BadInput(
+                    f"{self.source}: {name} is {value!r}, which no model here has; {wanted!r} is "
+                    "read"
+                )
+
+    def rotary(self, base: float = 10_000.0) -> tuple[float, float | None]:
+        """The base of rotary positions and their share of a head, or None, in every spelling."""
+        inner = self.get("rope_parameters", None) or self.get("rope_scaling", None) or {}
+        if not isinstance(inner, dict):
+            raise BadInput(f"{self.source}: rope_parameters is {inner!r}; give an object")
+        fields = Fields(inner, f"{self.source}: rope_parameters")
+        kind = fields.get("rope_type", fields.get("type", "default"))
+        if kind != "default":
+            raise BadInput(
+                f"{self.source}: rope_type is {kind!r}, which no model here has; 'default' is read"
+            )
+        for name in ("rope_theta", "rotary_emb_base"):
+            if self.has(name):
+                base = self.number(name)
+        base = fields.number("rope_theta", base)
+        share = None
+        for name in ("rotary_pct", "partial_rotary_factor"):
+            if self.has(name):
+                share = self.number(name)
+        if fields.has("partial_rotary_factor"):
+            share = fields.number("partial_rotary_factor")
+        return base, share
+
+
+def rope(config: DecoderConfig, **more: Any) -> dict:
+    """The fields of rotary positions, as transformers spells them now and as it did before."""
+    base = config.rotary.base
+    inner = {"rope_type": "default", "rope_theta": base, **more}
+    return {"rope_theta": base, "rope_parameters": inner, **more}
+
+
+def function_of(config: DecoderConfig) -> dict[str, Any]:
+    """What decides the logits, by the name of the field; other fields are of training or speed.
+
+    Two configs with equal values have parameters of equal shapes and compute the same.
+    """
+    c, rotary = config, config.positions == "rotary"
+    e, a, x = c.embedding, c.attention, c.experts
+    patterns = [str(pattern) for pattern in a.patterns]
+    every = {
+        "vocab_size": c.vocab_size,
+        "context_length": c.context_length,
+        "num_layers": c.num_layers,
+        "d_model": c.d_model,
+        "num_heads": c.num_heads,
+        "num_kv_heads": c.kv_heads,
+        "d_ff": c.ff_size,
+        "attention.pattern": [patterns[i % len(patterns)] for i in range(c.num_layers)],
+        "attention.head_dim": c.head_size,
+        "attention.qk_dim": c.qk_size,
+        "attention.scale": c.score_scale,
+        "attention.memory": a.memory,
+        "attention.top_query": a.top_query,
+        "positions": c.positions,
+        "rotary.base": c.rotary.base if rotary else None,
+        "rotary.fraction": c.rotary_size if rotary else None,
+        "norm": c.norm,
+        "norm_epsilon": c.norm_epsilon,
+        "block": c.block,
+        "activation": c.activation,
+        "biases": (c.attention_biases, c.output_biases, c.mlp_biases, c.norm_biases),
+        "experts.count": x.count,
+        "embedding.size": c.embedding_size,
+        "embedding.norm": e.norm,
+        "embedding.scale": e.scale,
+        "embedding.logit_scale": e.logit_scale,
+        "embedding.head_bias": e.head_bias,
+        "embedding.outputs": c.outputs,
+        "embedding.position_offset": e.position_offset,
+        "embedding.position_shape": e.position_shape,
+        "tied_embeddings": c.tied_embeddings,
+        "parametrization": c.width_ratio,
+    }
+    if x.count:
+        every |= {f"experts.{n}": getattr(x, n) for n in ("top_k", "every", "capacity", "weights")}
+    if c.positions == "relative_bias":
+        every |= {f"attention.{n}": getattr(a, n) for n in ("buckets", "max_distance")}
+    return every
+
+
+def setting(config: DecoderConfig, name: str) -> Any:
+    """The value of a dotted field of a model's config."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def unlike(one: DecoderConfig, other: DecoderConfig) -> list[str]:
+    """Names of the fields in which what the two compute differs."""
+    left, right = function_of(one), function_of(other)
+    return [name for name in {**left, **right} if left.get(name) != right.get(name)]

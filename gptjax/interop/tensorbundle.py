@@ -1,0 +1,160 @@
+"""Checkpoints of TensorFlow, read without it: NAME.index and NAME.data-00000-of-00001.
+
+The index is a table of sorted keys in LevelDB's format, whose values are protocol buffers that
+say where each tensor lies (tensorflow/core/util/tensor_bundle). The same names in an npz file or
+in safetensors are read too, as converters leave them.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from gptjax.errors import BadInput
+from gptjax.interop.layouts import Range
+from gptjax.interop.stores import Store, any_safetensors
+
+MAGIC = 0xDB4775248B80FB57
+FOOTER = 48  # bytes at the end of an index
+DTYPES = {1: np.float32, 2: np.float64, 14: ml_dtypes.bfloat16, 19: np.float16}  # of DataType
+NAMES = {3: "int32", 7: "string", 9: "int64"}
+
+
+class BundleStore(Store):
+    """The tensors of one checkpoint, `path` being that of its index."""
+
+    def __init__(self, path: Path):
+        self.source = str(path)
+        try:
+            entries = {k.decode(): v for k, v in _table(path.read_bytes())}
+            header = _message(entries.pop(""))
+        except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
+            raise BadInput(f"{path} is damaged, cut short or no index: {error}") from None
+        shards = int(header.get(1, [1])[0])
+        parts = [path.with_suffix(f".data-{n:05d}-of-{shards:05d}") for n in range(shards)]
+        self._data = []
+        for part in parts:
+            if not part.is_file():
+                raise BadInput(f"{part} is missing")
+            self._data.append(np.memmap(part, np.uint8, "r") if part.stat().st_size else b"")
+        self.shapes, self._entries = {}, {}
+        for name, value in entries.items():
+            entry = _message(value)
+            dims = [_message(dim) for dim in _message(entry.get(2, [b""])[0]).get(2, [])]
+            self.shapes[name] = tuple(int(dim.get(1, [0])[0]) for dim in dims)
+            kind, shard, offset, size = (int(entry.get(n, [0])[0]) for n in (1, 3, 4, 5))
+            self._entries[name] = kind, shard, offset
+            if shard >= shards or offset + size > len(self._data[shard]):
+                raise BadInput(
+                    f"{parts[min(shard, shards - 1)]} is cut short: the tensor {name!r} ends at "
+                    f"byte {offset + size}"
+                )
+
+    def kind(self, name: str) -> str | None:
+        found = self._entries[name][0]
+        return None if found in DTYPES else NAMES.get(found, f"DataType {found}")
+
+    def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
+        kind, shard, offset = self._entries[name]
+        dtype, shape = np.dtype(DTYPES[kind]), self.shapes[name]
+        size = int(np.prod(shape)) * dtype.itemsize
+        whole = self._data[shard][offset : offset + size].view(dtype).reshape(shape)
+        return np.array(whole[tuple(slice(*span) for span in ranges)])
+
+
+class NpzStore(Store):
+    """The arrays of an npz file; object arrays, which are pickles, are refused."""
+
+    def __init__(self, path: Path):
+        self.source = str(path)
+        try:
+            self._arrays = np.load(path, allow_pickle=False)
+            self.shapes = {name: self._arrays[name].shape for name in self._arrays.files}
+        except Exception as error:  # zip files fail in many ways
+            raise BadInput(f"{path} is damaged or holds pickles: {error}") from None
+
+    def kind(self, name: str) -> str | None:
+        found = self._arrays[name].dtype
+        return None if found.kind == "f" else found.name
+
+    def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
+        return self._arrays[name][tuple(slice(*span) for span in ranges)]
+
+
+def open_tensorflow(folder: Path) -> Store:
+    """The tensors in a folder: of its newest checkpoint, or of an npz or safetensors file."""
+    indices = sorted(folder.glob("*.index"), key=lambda path: path.stat().st_mtime)
+    if indices:
+        return BundleStore(indices[-1])
+    arrays = sorted(folder.glob("*.npz"))
+    if arrays:
+        return NpzStore(arrays[0])
+    return any_safetensors(folder, str(folder))
+
+
+def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a table whose blocks are not compressed."""
+    if len(data) < FOOTER or struct.unpack("<Q", data[-8:])[0] != MAGIC:
+        raise ValueError("it has no footer of an index")
+    at = len(data) - FOOTER
+    _, at = _varint(data, at)  # the metaindex, of which there is no use
+    _, at = _varint(data, at)
+    offset, at = _varint(data, at)
+    size, at = _varint(data, at)
+    for _, handle in _block(data, offset, size):
+        start, at = _varint(handle, 0)
+        length, at = _varint(handle, at)
+        yield from _block(data, start, length)
+
+
+def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    if offset + size + 5 > len(data):
+        raise ValueError("a block ends behind the file")
+    if data[offset + size]:
+        raise ValueError("its blocks are compressed, which is not read")
+    block = data[offset : offset + size]
+    restarts = struct.unpack("<I", block[-4:])[0]
+    end, at, key = len(block) - 4 * (restarts + 1), 0, b""
+    while at < end:
+        shared, at = _varint(block, at)
+        fresh, at = _varint(block, at)
+        length, at = _varint(block, at)
+        key = key[:shared] + block[at : at + fresh]
+        at += fresh
+        yield key, block[at : at + length]
+        at += length
+
+
+def _message(data: bytes) -> dict[int, list]:
+    """The fields of a protocol buffer by number: integers, or bytes."""
+    fields: dict[int, list] = {}
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+        elif wire == 2:
+            length, at = _varint(data, at)
+            value, at = data[at : at + length], at + length
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+            value, at = data[at : at + length], at + length
+        else:
+            raise ValueError(f"a field of wire type {wire}")
+        fields.setdefault(number, []).append(value)
+    return fields
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number is too long")
