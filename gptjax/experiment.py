@@ -150,7 +150,12 @@ class Experiment:
             return f"model.num_heads = {model.num_heads} is not divisible by tensor = {tensor}"
         if model.kv_heads % tensor and model.kv_heads != 1:
             return f"model.num_kv_heads = {model.kv_heads} is not divisible by tensor = {tensor}"
-        if model.ff_size % tensor:
+        experts = {model.layer_kind(i).experts for i in range(model.num_layers)}
+        if True in experts and model.experts.count % tensor:
+            return (
+                f"model.experts.count = {model.experts.count} is not divisible by tensor = {tensor}"
+            )
+        if False in experts and model.ff_size % tensor:
             return f"the feed-forward width {model.ff_size} is not divisible by tensor = {tensor}"
         return None
 

@@ -25,6 +25,7 @@ from gptjax import data
 from gptjax.errors import BadInput
 from gptjax.models.config import DecoderConfig
 from gptjax.models.decoder import Decoder, logits
+from gptjax.models.experts import Experts
 from gptjax.models.layers import MLP, Attention, Block
 from gptjax.parallel.mesh import make_mesh
 from gptjax.training.loop import to_mesh
@@ -154,7 +155,7 @@ def _measurement(model: DecoderConfig):
     """`(params, batch)` to the activations by place."""
 
     def recorded(module, method):
-        return method == "__call__" and isinstance(module, (Attention, MLP, Block))
+        return method == "__call__" and isinstance(module, (Attention, MLP, Experts, Block))
 
     def measure(params, batch):
         out, kept = Decoder(model).apply(
@@ -169,7 +170,9 @@ def _measurement(model: DecoderConfig):
         for i in range(model.num_layers):
             layer = kept["intermediates"][f"layer_{i}"]
             places[f"layer_{i}/attention"] = layer["attention"]["__call__"][0][0]
-            places[f"layer_{i}/mlp"] = layer["mlp"]["__call__"][0]
+            of_experts = "experts" in layer
+            mlp = layer["experts" if of_experts else "mlp"]["__call__"][0]
+            places[f"layer_{i}/mlp"] = mlp[0] if of_experts else mlp
             places[f"layer_{i}/residual"] = layer["__call__"][0][0]
         places["logits"] = logits(out)
         return places

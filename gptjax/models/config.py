@@ -140,6 +140,11 @@ class DecoderConfig:
         return self.norm == "layernorm" and self.biases != "none"
 
     @property
+    def random(self) -> bool:
+        """Whether training draws numbers in the forward pass, which takes a "dropout" key."""
+        return self.dropout > 0 or (self.experts.count > 0 and self.experts.jitter > 0)
+
+    @property
     def rotary_size(self) -> int:
         """How many of a head's dimensions turn."""
         return int(self.qk_size * self.rotary.fraction)

@@ -170,6 +170,11 @@ class ExpertsConfig:
     # Whether the weights of the chosen experts sum to 1 (Mixtral) or are those among all (Switch).
     weights: Literal["normalised", "as_routed"] = "normalised"
 
+    def slots(self, length: int) -> int:
+        """Tokens of a sequence of so many that an expert takes; 0: there is no limit."""
+        even = length * self.top_k / max(self.count, 1)
+        return min(math.ceil(round(self.capacity * even, 6)), length)
+
     def validate(self, num_layers: int) -> None:
         """BadInput, in one line, for experts that cannot be; num_layers: the model's."""
         if self.count < 0 or self.every < 1:
@@ -187,6 +192,11 @@ class ExpertsConfig:
         if not 1 <= self.top_k <= self.count:
             raise BadInput(
                 f"model.experts.top_k is {self.top_k}; give 1 to {self.count}, as many as experts"
+            )
+        if self.top_k == 1 and self.weights == "normalised":
+            raise BadInput(
+                "model.experts.weights = 'normalised' makes the weight of the one expert of "
+                "model.experts.top_k = 1 always 1, which teaches the router nothing; give as_routed"
             )
         if self.every > num_layers:
             raise BadInput(

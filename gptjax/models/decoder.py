@@ -13,17 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig
-from gptjax.models.layers import (
-    Block,
-    Cache,
-    Dropout,
-    Inputs,
-    Norm,
-    init_std,
-    normal,
-    weight,
-    zeros,
-)
+from gptjax.models.experts import Routing, mean_routing, routing_loss
+from gptjax.models.layers import Block, Cache, Dropout, Inputs, Norm
+from gptjax.models.parameters import init_std, normal, weight, zeros
 from gptjax.ops.attention import Slots, slots_of
 from gptjax.ops.linear import PRODUCT, project
 from gptjax.ops.patterns import Pattern
@@ -40,13 +32,16 @@ REMAT_POLICIES = {
 class Output(NamedTuple):
     """What a model returns: the factors of its logits, and the cache or None.
 
-    Logits are hidden_BTD @ head_VD.T + head_bias_V, where the head has a bias.
+    Logits are hidden_BTD @ head_VD.T + head_bias_V, where the head has a bias. Of experts there are
+    the mean `Routing` of the layers, and what training adds to the loss of a token.
     """
 
     hidden_BTD: jax.Array
     head_VD: jax.Array
     cache: Cache | None = None
     head_bias_V: jax.Array | None = None
+    routing: Routing | None = None
+    auxiliary: jax.Array | None = None
 
 
 class Decoder(nn.Module):
@@ -85,11 +80,13 @@ class Decoder(nn.Module):
             scores_LH = self.distance_scores(T if cache is None else room(cache))
         inputs = Inputs(positions, segments_BT, scores_LH)
         given = cache
-        x_BTD, cache = self.blocks(x_BTD, inputs, cache)
+        x_BTD, cache, routings = self.blocks(x_BTD, inputs, cache)
         if c.block != "post":
             x_BTD = Norm(c, self.rules, name="final_norm")(x_BTD)
         if c.attention.top_query == "positions":
-            x_BTD, last = self.query_layer(x_BTD, inputs, given)
+            x_BTD, (last, routing) = self.query_layer(x_BTD, inputs, given)
+            routings.append(routing)
+            last = None if last is None else last.layers
             cache = None if cache is None else cache._replace(layers=(*cache.layers, last))
         cache = None if cache is None else cache._replace(length=cache.length + T)
         if c.embedding.size:
@@ -103,7 +100,9 @@ class Decoder(nn.Module):
         if c.embedding.head_bias:
             bias_V = weight(self, "head_bias", zeros, (c.outputs,), ("vocab",))
         # muP's output multiplier, on the side of which every head has the same.
-        return Output(x_BTD * (c.embedding.logit_scale / c.width_ratio), head_VD, cache, bias_V)
+        x_BTD = x_BTD * (c.embedding.logit_scale / c.width_ratio)
+        experts = mean_routing(routings), routing_loss(c.experts, routings)
+        return Output(x_BTD, head_VD, cache, bias_V, *experts)
 
     def table(self, name: str, std: float, rows: int):
         """A matrix of one vector for each id."""
@@ -136,17 +135,21 @@ class Decoder(nn.Module):
         return total
 
     def blocks(self, x_BTD, inputs, cache):
-        """The layers, unrolled or as one scanned layer, each recomputed as `remat` says."""
+        """The layers, unrolled or as one scanned layer, each recomputed as `remat` says.
+
+        Returns the stream, the cache, and the `Routing` of every layer, or None.
+        """
         c = self.config
         if c.layers == "scan":
             return self.scanned(x_BTD, inputs, cache)
-        layers = []
+        layers, routings = [], []
         for i in range(c.plain_layers):
             one = None if cache is None else Cache(cache.layers[i], cache.length)
             layer = self.block(c, self.rules, c.layer_kind(i), name=f"layer_{i}")
-            x_BTD, one = layer(x_BTD, one, inputs)
+            x_BTD, (one, routing) = layer(x_BTD, one, inputs)
             layers.append(None if one is None else one.layers)
-        return x_BTD, None if cache is None else cache._replace(layers=tuple(layers))
+            routings.append(routing)
+        return x_BTD, None if cache is None else cache._replace(layers=tuple(layers)), routings
 
     @property
     def block(self):
@@ -167,15 +170,19 @@ class Decoder(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(cache_axes, nn.broadcast),
-            out_axes=cache_axes,
+            out_axes=(cache_axes, 0),
             length=c.plain_layers // len(turn),
             metadata_params={nn.PARTITION_NAME: "layer"},
         )(c, self.rules, turn[0] if alone else self.block, name="layers")
+        one = None
+        if cache is not None:
+            given = cache.layers[: len(turn)]
+            one = Cache(given[0] if alone else given, cache.length)
+        x_BTD, (one, routings) = layer(x_BTD, one, inputs)
+        routings = [routings] if alone else list(routings)
         if cache is None:
-            return layer(x_BTD, None, inputs)
-        given = cache.layers[: len(turn)]
-        x_BTD, one = layer(x_BTD, Cache(given[0] if alone else given, cache.length), inputs)
-        return x_BTD, cache._replace(layers=(one.layers,) if alone else one.layers)
+            return x_BTD, None, routings
+        return x_BTD, cache._replace(layers=(one.layers,) if alone else one.layers), routings
 
     def query_layer(self, x_BTD, inputs, cache):
         """The last layer, whose queries are learned vectors of positions (arXiv 2104.12369).
@@ -192,8 +199,7 @@ class Decoder(nn.Module):
         q_BTD = table_SD.at[at_BT].get(out_sharding=spec, mode="clip")
         one = None if cache is None else Cache(cache.layers[-1], cache.length)
         layer = self.block(c, self.rules, c.layer_kind(last), name="query_layer")
-        x_BTD, one = layer(x_BTD, one, inputs, q_BTD)
-        return x_BTD, None if one is None else one.layers
+        return layer(x_BTD, one, inputs, q_BTD)
 
 
 class Turn(nn.Module):
@@ -205,13 +211,15 @@ class Turn(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, cache, inputs):
-        layers = []
+        layers, routings = [], []
         for i, kind in enumerate(self.config.turn):
             one = None if cache is None else Cache(cache.layers[i], cache.length)
             layer = self.block(self.config, self.rules, kind, name=f"turn_{i}")
-            x_BTD, one = layer(x_BTD, one, inputs)
+            x_BTD, (one, routing) = layer(x_BTD, one, inputs)
             layers.append(None if one is None else one.layers)
-        return x_BTD, None if cache is None else Cache(tuple(layers), cache.length)
+            routings.append(routing)
+        cache = None if cache is None else Cache(tuple(layers), cache.length)
+        return x_BTD, (cache, tuple(routings))
 
 
 def embedding_std(config: DecoderConfig) -> float:
@@ -258,8 +266,8 @@ def empty_cache(
     def slots(pattern: Pattern, lead: tuple[int, ...]) -> Slots:
         where = slots_of(pattern, length)
         places = int(where.max(initial=0)) + 1
-        shape, before = (*lead, batch, places, config.kv_heads), tuple("layer" for _ in lead)
-        axes = (*before, "batch", "seq", "kv_heads", "head_dim")
+        shape, before = (*lead, batch, config.kv_heads, places), tuple("layer" for _ in lead)
+        axes = (*before, "batch", "kv_heads", "seq", "head_dim")
         pair = [
             place(jnp.zeros((*shape, size), config.compute_dtype), axes, rules)
             for size in (config.qk_size, config.head_size)

@@ -1,10 +1,5 @@
-"""The parts of a transformer block: norm, attention, feed-forward, and the cache of one layer.
+"""The parts of a transformer block: norm, attention, feed-forward, and the cache of one layer."""
 
-Every parameter is created by `weight`, which notes its logical axis names for the sharding rules,
-gathers it along `embed`, and casts it to the dtype of the computation.
-"""
-
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from gptjax.models.config import DecoderConfig, LayerKind
+from gptjax.models.experts import Experts
+from gptjax.models.parameters import init_std, normal, ones, weight, zeros
 from gptjax.ops import activations
 from gptjax.ops.attention import attention, decode_attention
 from gptjax.ops.linear import project
@@ -19,7 +16,7 @@ from gptjax.ops.norms import layer_norm, rms_norm
 from gptjax.ops.patterns import Pattern
 from gptjax.ops.relative import DistanceKeys, DistanceScores, relative_attention, sinusoids
 from gptjax.ops.rotary import alibi_slopes, rotary
-from gptjax.parallel import DEFAULT_RULES, Rules, gathered, place
+from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
 
 
@@ -44,41 +41,6 @@ class Inputs(NamedTuple):
     positions: jax.Array
     segments_BT: jax.Array | None = None
     scores_LH: jax.Array | None = None
-
-
-def normal(std: float):
-    """Initialiser: N(0, std^2)."""
-    return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
-
-
-def weight(module: nn.Module, name: str, init, shape, axes: tuple[str | None, ...]):
-    """The named parameter of a module, ready to be multiplied."""
-    boxed = nn.with_partitioning(init, axes)
-    w = module.param(name, boxed, shape, jnp.float32)
-    w = w.value if isinstance(w, nn.meta.AxisMetadata) else w
-    w = w.astype(module.config.compute_dtype)
-    return gathered(w, axes, module.rules)
-
-
-def zeros(key, shape, dtype):
-    return jnp.zeros(shape, dtype)
-
-
-def ones(key, shape, dtype):
-    return jnp.ones(shape, dtype)
-
-
-def init_std(config: DecoderConfig, fan_in: int, residual: bool = False) -> float:
-    """Standard deviation of a weight.
-
-    "gpt2" is 0.02, and for the products that write into the residual stream 0.02 / sqrt(2 N), so
-    that the stream's variance does not grow with depth; "fan_in" is 1 / sqrt(fan_in) with the
-    same factor, "sparse_transformer" an eighth of that. Under muP 0.02 belongs to the base width.
-    """
-    std = (0.125 if config.init == "sparse_transformer" else 1.0) / math.sqrt(fan_in)
-    if config.init == "gpt2":
-        std = 0.02 / math.sqrt(config.width_ratio)
-    return std / math.sqrt(2 * config.num_layers) if residual else std
 
 
 class Norm(nn.Module):
@@ -251,7 +213,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, cache, inputs: Inputs, queries_BTD=None):
-        """The stream [B, T, D] and the cache after the layer; queries: of other vectors."""
+        """The stream [B, T, D] after the layer, and its cache and `Routing`, where it has any.
+
+        queries: of other vectors than the stream's.
+        """
         c = self.config
 
         def norm(name):
@@ -261,19 +226,27 @@ class Block(nn.Module):
             return Dropout(c.dropout)(y_BTD)
 
         mix = Attention(c, self.rules, self.kind.pattern, name="attention")
-        mlp = MLP(c, self.rules, name="mlp")
+
+        def feed(h_BTD):
+            if not self.kind.experts:
+                return MLP(c, self.rules, name="mlp")(h_BTD), None
+            return Experts(c, self.rules, name="experts")(h_BTD, cached=cache is not None)
+
         if c.block == "pre":
             y_BTD, cache = mix(norm("attention_norm")(x_BTD), inputs, cache, queries_BTD)
             x_BTD = x_BTD + drop(y_BTD)
-            x_BTD = x_BTD + drop(mlp(norm("mlp_norm")(x_BTD)))
+            y_BTD, routing = feed(norm("mlp_norm")(x_BTD))
+            x_BTD = x_BTD + drop(y_BTD)
         elif c.block == "post":
             y_BTD, cache = mix(x_BTD, inputs, cache, queries_BTD)
             x_BTD = norm("attention_norm")(x_BTD + drop(y_BTD))
-            x_BTD = norm("mlp_norm")(x_BTD + drop(mlp(x_BTD)))
+            y_BTD, routing = feed(x_BTD)
+            x_BTD = norm("mlp_norm")(x_BTD + drop(y_BTD))
         else:
             two = c.block == "parallel_two_norms"
             h_BTD = norm("attention_norm" if two else "norm")(x_BTD)
             y_BTD, cache = mix(h_BTD, inputs, cache, queries_BTD)
             h_BTD = norm("mlp_norm")(x_BTD) if two else h_BTD
-            x_BTD = x_BTD + drop(y_BTD + mlp(h_BTD))
-        return x_BTD, cache
+            z_BTD, routing = feed(h_BTD)
+            x_BTD = x_BTD + drop(y_BTD + z_BTD)
+        return x_BTD, (cache, routing)

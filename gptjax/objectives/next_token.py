@@ -4,7 +4,7 @@ The z-loss keeps the log-partition near zero (arXiv 2204.02311, section 5).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptjax.errors import BadInput, check_types
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:  # a list of experiments needs no jax
 class LossSums(NamedTuple):
     """Sums over the predicted tokens of a batch; float32 scalars.
 
-    `total` is what is differentiated: nats plus auxiliary terms.
+    `total` is what is differentiated: nats plus auxiliary terms. `routing`: of a model with
+    experts the sums of what its routers tell (`models.experts.Routing`), times the tokens.
     """
 
     total: "jax.Array"
     nats: "jax.Array"
     correct: "jax.Array"
     tokens: "jax.Array"
+    routing: Any = None
 
 
 @dataclass(frozen=True)
@@ -59,4 +61,13 @@ class NextToken:
             z_loss=self.z_loss,
             chunk_tokens=self.chunk_tokens or None,
         )
-        return LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)
+        sums = LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)
+        return with_routing(sums, out)
+
+
+def with_routing(sums: LossSums, out) -> LossSums:
+    """The sums of a batch with what the routers of a model's `Output` add to every token."""
+    if out.routing is None:
+        return sums
+    routing = type(out.routing)(*(sums.tokens * one for one in out.routing))
+    return sums._replace(total=sums.total + sums.tokens * out.auxiliary, routing=routing)

@@ -1,8 +1,8 @@
 """Logical axis names to mesh axes, and the two layouts of a parameter.
 
 A parameter is *stored* with its `embed` axis split over `fsdp` and is *gathered* along it right
-before use; the gradient's way back is the reduce-scatter. Heads, feed-forward columns and the
-vocabulary stay split over `tensor` in both layouts.
+before use; the gradient's way back is the reduce-scatter. Heads, feed-forward columns, the
+vocabulary and experts stay split over `tensor` in both layouts.
 """
 
 import math
@@ -27,6 +27,7 @@ class Rules:
     kv_heads: Axes = ("tensor",)
     head_dim: Axes = ()
     mlp: Axes = ("tensor",)
+    expert: Axes = ("tensor",)
     vocab: Axes = ("tensor",)
     layer: Axes = ()
 

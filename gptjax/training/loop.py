@@ -36,6 +36,13 @@ def to_mesh(batch: dict[str, np.ndarray], mesh) -> dict[str, jax.Array]:
     }
 
 
+def router_columns(routing) -> dict[str, float]:
+    """`router_balance_loss`, ... of a row: the means over layers that have experts, if any do."""
+    if routing is None:
+        return {}
+    return {f"router_{name}": float(value) for name, value in routing._asdict().items()}
+
+
 @dataclass
 class Loop:
     """Everything a run needs to go from `state.step` to its last step.
@@ -133,6 +140,7 @@ class Loop:
             "accuracy": float(metrics.accuracy),
             "grad_norm": float(metrics.grad_norm),
             "lr": float(metrics.lr),
+            **router_columns(metrics.routing),
             "seconds": round(self.elapsed, 3),
             **self.account(step),
         }

@@ -89,8 +89,11 @@ def decay_mask(config: OptimConfig, params):
 
 
 def is_block_matrix(name: str) -> bool:
-    """Whether a parameter of this path is a weight inside a block: as wide on both sides."""
-    return name.startswith("layer") and not re.search("bias|scale", name)
+    """Whether a parameter of this path is a weight inside a block: as wide on both sides.
+
+    A router of experts is not: it is a head, of as many outputs at every width.
+    """
+    return name.startswith("layer") and not re.search("bias|scale|router", name)
 
 
 def width_multipliers(config: OptimConfig, model: DecoderConfig, params):
@@ -204,7 +207,7 @@ def _muon(hyper: Hyper, schedule):
         name = path_name(path)
         if not is_block_matrix(name):
             return None
-        lead = 1 if name.startswith("layers/") else 0
+        lead = name.startswith("layers/") + ("/experts/" in name)  # axes over which to repeat
         axes = tuple(range(lead, leaf.ndim))
         split = len(axes) - 1 if name.endswith(("output", "down")) else 1
         return MuonDimensionNumbers(axes[:split], axes[split:])

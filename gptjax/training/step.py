@@ -1,7 +1,7 @@
 """One jitted function takes a state and a batch to the next state and its metrics."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ class StepMetrics(NamedTuple):
 
     `squares` holds every gradient's sum of squares in the order of `jax.tree.leaves(params)`;
     `finite` is False when the update was refused because the loss or a gradient was not finite.
+    `routing`: of a model with experts, what its routers tell (`models.experts.Routing`).
     """
 
     loss: jax.Array
@@ -28,6 +29,7 @@ class StepMetrics(NamedTuple):
     lr: jax.Array
     finite: jax.Array
     squares: jax.Array
+    routing: Any = None
 
 
 def loss_sums(model, objective, params, batch, dropout_key=None):
@@ -119,7 +121,7 @@ def _train_step(model, objective, optim, guard):
         return optax.apply_updates(params, updates), opt_state
 
     def train_step(state: TrainState, batch, hyper) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(state.rng, state.step) if model.dropout else None
+        key = jax.random.fold_in(state.rng, state.step) if model.random else None
         sums_of = functools.partial(loss_sums, model, objective)
         grads, sums = gradients(sums_of, optim.accumulation, state.params, batch, key)
         squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)])
@@ -141,6 +143,7 @@ def _train_step(model, objective, optim, guard):
             lr=learning_rate(optim.schedule, hyper, state.step),
             finite=finite,
             squares=squares,
+            routing=jax.tree.map(lambda one: one / sums.tokens, sums.routing),
         )
         return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
