@@ -66,20 +66,11 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled program; calls: how often each fused kernel stands in it.
-
-    grids: of every splash call (rows, blocks a row); squares: shapes with two axes of n or more;
-    largest, mask: elements of the largest array, and of the largest of truth values or integers.
-    """
+    """One compiled program."""
 
     chip: str
     pattern: str
     seconds: float
-    calls: dict[str, int]
-    grids: list[tuple[int, int]]
-    squares: list[str]
-    largest: int
-    mask: int
     temp_bytes: int
     text: str
 
@@ -108,19 +99,18 @@ def devices_of(chip: str):
     ).devices
 
 
-def experiment_of(pattern: str, length: int, **model):
+def experiment_of(pattern: str, length: int, kernel: str = "auto"):
     """A tiny run in bfloat16 with this attention pattern: a layer for each it has."""
     from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, OptimConfig, TrainConfig
     from gptjax.models.config import AttentionConfig
     from gptjax.ops.patterns import parse_layers
 
-    layers = len(parse_layers(pattern))
-    sizes = {"num_layers": layers, "d_model": 256, "num_heads": 4, "vocab_size": 512}
     return Experiment(
         name="aot",
         model=DecoderConfig(
+            num_layers=len(parse_layers(pattern)), d_model=256, num_heads=4, vocab_size=512,
             context_length=length, compute_dtype="bfloat16",
-            attention=AttentionConfig(pattern=pattern), **{**sizes, **model},
+            attention=AttentionConfig(pattern=pattern, kernel=kernel),
         ),
         data=DataConfig(batch_size=16, sequence_length=length),
         train=TrainConfig(steps=10),
@@ -194,44 +184,35 @@ def splash_grids(text: str) -> list[tuple[int, int]]:
 def shapes(text: str) -> set[tuple[str, tuple[int, ...]]]:
     """Element type and axes of every array in a program, inside of fusions, too."""
     found = set(re.findall(r"\b(pred|bf16|[suf]\d+\w*)\[([\d,]+)\]", text))
-    return {(kind, tuple(map(int, axes.split(",")))) for kind, axes in found}
+    found = {(kind, tuple(map(int, axes.split(",")))) for kind, axes in found}
+    # Flat s8 are the bytes of other arrays, which XLA fetches in slices.
+    return {(kind, axes) for kind, axes in found if (kind, len(axes)) != ("s8", 1)}
 
 
-def check(chip: str, pattern: str, length: int, **model) -> Row:
-    """Compiles the step of one pattern for one chip and searches the program."""
-    experiment = experiment_of(pattern, length, **model)
+def check(chip: str, pattern: str, length: int, kernel: str = "auto") -> Row:
+    """Compiles the step of one pattern for one chip."""
+    experiment = experiment_of(pattern, length, kernel)
     devices = devices_of(chip)
     begun = time.perf_counter()
     program = compile_step(experiment, devices, platform_of(chip))
     seconds = time.perf_counter() - begun
-    text = program.as_text()
-    found = shapes(text)
-    return Row(
-        chip=chip,
-        pattern=pattern,
-        seconds=seconds,
-        calls=fused_calls(text),
-        grids=splash_grids(text),
-        squares=sorted(
-            f"{kind}{list(axes)}" for kind, axes in found if sum(n >= length for n in axes) > 1
-        ),
-        largest=max(math.prod(axes) for _, axes in found),
-        mask=max(math.prod(axes) for kind, axes in found if kind[0] in "psu"),
-        temp_bytes=program.memory_analysis().temp_size_in_bytes,
-        text=text,
-    )
+    temp_bytes = program.memory_analysis().temp_size_in_bytes
+    return Row(chip, pattern, seconds, temp_bytes, program.as_text())
 
 
 def cells(row: Row, length: int) -> str:
     """A row of the table."""
-    calls = ", ".join(f"{count} {name}" for name, count in row.calls.items()) or "none"
-    visited = Counter(f"{rows} x {blocks} of {rows} x {rows}" for rows, blocks in row.grids)
-    visited = ", ".join(f"{count} of {grid}" for grid, count in visited.items()) or "none"
-    squares = " ".join([str(len(row.squares)), *row.squares[:3]])
+    found = shapes(row.text)
+    squares = [f"{kind}{list(n)}" for kind, n in sorted(found) if sum(x >= length for x in n) > 1]
+    largest = max(math.prod(n) for _, n in found) / length**2
+    mask = max(math.prod(n) for kind, n in found if kind[0] in "psu") / length**2
+    calls = ", ".join(f"{count} {name}" for name, count in fused_calls(row.text).items())
+    seen = Counter(f"{rows} x {n} of {rows} x {rows}" for rows, n in splash_grids(row.text))
+    seen = ", ".join(f"{count} of {grid}" for grid, count in seen.items())
     return (
-        f"| {row.chip} | {row.pattern} | yes | {row.seconds:.1f} | {calls} | {visited} "
-        f"| {squares} | {row.largest / length**2:.2g} ({row.mask / length**2:.2g}) "
-        f"| {row.temp_bytes / 1e6:.1f} |"
+        f"| {row.chip} | {row.pattern} | yes | {row.seconds:.1f} | {calls or 'none'} "
+        f"| {seen or 'none'} | {' '.join([str(len(squares)), *squares[:3]])} "
+        f"| {largest:.2g} ({mask:.2g}) | {row.temp_bytes / 1e6:.1f} |"
     )
 
 
@@ -260,6 +241,7 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=list(CHIPS))
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
     parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--kernel", default="auto", help="dense shows what the search finds")
     parser.add_argument("--grids", action="store_true")
     parser.add_argument("--keep", type=Path, help="a folder for the programs' texts")
     given = parser.parse_args()
@@ -275,7 +257,7 @@ def main() -> None:
             continue
         for pattern in given.patterns:
             try:
-                row = check(chip, pattern, given.length)
+                row = check(chip, pattern, given.length, given.kernel)
             except Exception as error:  # the compiler's own; the table goes on
                 print(f"| {chip} | {pattern} | no: {str(error).splitlines()[0][:200]}" + " |" * 7)
                 continue

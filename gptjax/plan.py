@@ -7,7 +7,6 @@ activations are those that the traced backward pass really keeps, with their lay
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -20,11 +19,10 @@ from gptjax.data.prepare import training_tokens
 from gptjax.experiment import Experiment, flatten
 from gptjax.memory import Need, device_memory, verdict
 from gptjax.models.decoder import param_axes
-from gptjax.ops.kernels import PLATFORMS, choose_kernel
-from gptjax.ops.patterns import HeadPattern
-from gptjax.ops.shards import backend, on_platform
+from gptjax.ops.shards import on_platform
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.mesh import AXES, REST, abstract_mesh, check_mesh, make_mesh
+from gptjax.planned_kernels import interpreted, kernels_line, kernels_of, target_platform
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
 from gptjax.training.config import warmup_length
 from gptjax.training.loop import to_mesh
@@ -144,45 +142,6 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     )
 
 
-def target_platform(experiment: Experiment, shape: tuple[int, ...], devices: int) -> str:
-    """The platform of a plan: the one here, or for devices that are absent that of the kernel."""
-    here = backend()
-    if math.prod(shape) <= devices:
-        return here
-    return PLATFORMS.get(experiment.model.attention.kernel, here)
-
-
-def kernel_chooser(experiment: Experiment, platform: str = "") -> Callable[[HeadPattern], str]:
-    """Which attention kernel a platform would run for a pattern.
-
-    By default that of the mesh in force, or that here. BadInput for one that cannot run there.
-    """
-    model, data = experiment.model, experiment.data
-    platform = platform or backend()
-    return lambda pattern: choose_kernel(
-        model.kernel,
-        platform,
-        pattern,
-        data.document_attention == "within",
-        model.positions == "alibi",
-        data.sequence_length,
-        jnp.dtype(model.compute_dtype),
-        model.qk_size,
-        model.head_size,
-    )
-
-
-def kernels_of(experiment: Experiment, platform: str = "") -> str:
-    """The attention kernels that a platform would run (`kernel_chooser`), in words."""
-    choose, found = kernel_chooser(experiment, platform), {}
-    for pattern in experiment.model.attention.patterns:
-        for member in pattern.members:
-            found.setdefault(choose(member), []).append(str(member))
-    if len(found) == 1:
-        return next(iter(found))
-    return ", ".join(f"{kernel} ({' '.join(names)})" for kernel, names in found.items())
-
-
 def _batch(experiment: Experiment, mesh):
     """A microbatch of the experiment as shapes, split over the mesh."""
     data = experiment.data
@@ -217,6 +176,8 @@ def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None,
     flops *= experiment.tokens_per_step
     if jax.default_backend() == "cpu" and flops > CPU_LIMIT:
         return None, f"a step of {short(flops, 'FLOP')} is too large for this CPU"
+    if interpreted(experiment):
+        return None, "the attention kernel block_list is interpreted here, which is slow"
     if jax.process_count() > 1:
         return None, "several processes are running"
     mesh = make_mesh(experiment.mesh)
@@ -289,17 +250,6 @@ def settled(plan: Plan) -> dict[str, str]:
     return said
 
 
-def kernels_line(plan: Plan) -> str:
-    """The attention kernels of the plan, and of other platforms where its devices are not here."""
-    e, shape, here = plan.experiment, tuple(plan.mesh_shape.values()), backend()
-    target = target_platform(e, shape, plan.devices_here)
-    line = f"attention kernel {'here' if target == here else f'on a {target}'}: {plan.kernel}"
-    if math.prod(shape) > plan.devices_here and e.model.attention.kernel == "auto":
-        others = [name for name in ("cpu", "gpu", "tpu") if name != here]
-        line += "".join(f", on a {name}: {kernels_of(e, name)}" for name in others)
-    return line
-
-
 def epochs_line(plan: Plan) -> str:
     """How often the run reads its corpus, in words."""
     e = plan.experiment
@@ -356,10 +306,11 @@ def show(plan: Plan) -> None:
     flops.add_row("total", short(f.forward), short(f.training))
     console.print(flops)
     rule = 6 * c.total
+    kernels = kernels_line(e, tuple(plan.mesh_shape.values()), plan.devices_here, plan.kernel)
     console.print(
         f"training: {e.steps} steps x {e.tokens_per_step} tokens = {short(e.tokens)} tokens, "
         f"{short(f.training * e.tokens, 'FLOP')} ({short(rule * e.tokens, 'FLOP')} by 6ND, "
-        f"{100 * (rule / f.training - 1):+.1f}%); {kernels_line(plan)}"
+        f"{100 * (rule / f.training - 1):+.1f}%); {kernels}"
     )
 
     console.print(epochs_line(plan))

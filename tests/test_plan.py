@@ -6,7 +6,8 @@ from gptjax.errors import BadInput
 from gptjax.models.config import AttentionConfig
 from gptjax.ops.shards import on_platform
 from gptjax.parallel.mesh import abstract_mesh
-from gptjax.plan import kernels_line, kernels_of, make_plan
+from gptjax.plan import make_plan, measure
+from gptjax.planned_kernels import kernels_line, kernels_of
 from tests.conftest import changed
 
 
@@ -22,14 +23,17 @@ def with_kernel(experiment, kernel: str, data: int):
     return changed(experiment, model={"attention": attention}, mesh={"data": data})
 
 
+def said(plan) -> str:
+    shape = tuple(plan.mesh_shape.values())
+    return kernels_line(plan.experiment, shape, plan.devices_here, plan.kernel)
+
+
 def test_kernels_here_and_elsewhere(wide):
     absent = with_kernel(wide, "auto", 16)
     plan = make_plan(absent, measure=False)
-    assert kernels_line(plan) == (
-        "attention kernel here: blocked, on a gpu: cudnn, on a tpu: splash"
-    )
+    assert said(plan) == ("attention kernel here: blocked, on a gpu: cudnn, on a tpu: splash")
     here = make_plan(with_kernel(wide, "auto", 8), measure=False)
-    assert kernels_line(here) == "attention kernel here: blocked"
+    assert said(here) == "attention kernel here: blocked"
 
 
 def test_a_mesh_of_another_platform_names_its_kernels(wide):
@@ -43,6 +47,11 @@ def test_a_mesh_of_another_platform_names_its_kernels(wide):
 @pytest.mark.parametrize(("kernel", "platform"), [("splash", "tpu"), ("cudnn", "gpu")])
 def test_a_kernel_of_absent_devices_is_planned_for_them(wide, kernel, platform):
     plan = make_plan(with_kernel(wide, kernel, 16), measure=False)
-    assert kernels_line(plan) == f"attention kernel on a {platform}: {kernel}"
+    assert said(plan) == f"attention kernel on a {platform}: {kernel}"
     with pytest.raises(BadInput, match="and this is cpu"):
         make_plan(with_kernel(wide, kernel, 8), measure=False)
+
+
+def test_what_is_interpreted_is_not_timed(wide):
+    seconds, why = measure(with_kernel(wide, "block_list", 1))
+    assert seconds is None and "interpreted" in why

@@ -29,6 +29,7 @@ TOP = {
     "population",
     "run_folder",
     "plan",
+    "planned_kernels",
     "trained",
     "memory",
     "registry",

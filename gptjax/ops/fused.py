@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.ops.blocked import FAR, backward_of, forward_of, works
-from gptjax.ops.parts import Band, Part, Stairs
+from gptjax.ops.parts import Band, Part, Recent, Stairs
 from gptjax.ops.patterns.base import HeadPattern
 
 
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def rows_of(part: Part, length: int) -> Rows | None:
     """The rows of a part, None where keys do not stand together."""
-    if part.order != "places" or not isinstance(part.rule, Band | Stairs):
+    if part.order != "places" or not isinstance(part.rule, Band | Stairs | Recent):
         return None
     queries, keys = part.queries.positions(length), part.keys.positions(length)
     groups, places = queries.shape
@@ -60,9 +60,12 @@ def rows_of(part: Part, length: int) -> Rows | None:
         low, high = part.rule.low, part.rule.high
         first = np.zeros_like(at) if high is None else np.maximum(at - high, 0)
         last = np.full_like(at, size) if low is None else np.clip(at - low + 1, 0, size)
-    else:
+    elif isinstance(part.rule, Stairs):
         first = np.zeros_like(at)
         last = np.minimum(at // part.rule.rows * part.rule.columns, size)
+    else:
+        first = np.maximum(at // part.rule.block - part.rule.before, 0) * part.rule.block
+        last = np.minimum(at + 1, size)
     base = np.arange(groups, dtype=np.int64)[:, None] * size
     seen = (queries >= 0) & (first < last)
     first, last = (np.where(seen, base + edge, 0).reshape(-1) for edge in (first, last))

@@ -52,7 +52,7 @@ _fields = {
     "column": _words(_wide),
     "dilated": _words(st.one_of(_n(1, 40), _wide), st.one_of(_n(1, 40), _wide)),
     "strided": _words(st.one_of(_n(1, 80), _wide), st.one_of(st.just(0), _wide)),
-    "local": _words(_wide),
+    "local": _words(_wide, st.one_of(st.just(0), _n(1, 5), _wide)),
     "fixed": _wide.flatmap(_columns),
     "summary": _wide.flatmap(_columns),
     "longformer": _words(_wide, st.one_of(_n(1, 60), _wide), _ways),

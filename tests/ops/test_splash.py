@@ -25,6 +25,7 @@ from tests.ops.test_attention import SPARSE, assert_close, inputs, segments
 ROOT = Path(__file__).resolve().parent.parent.parent
 IN_ROWS = ["causal", "bidirectional", "prefix:30", "window:11,5", "longformer:9,3", *SPARSE[:3]]
 IN_ROWS += ["longformer:9,3,causal", "image_conv:8,3,20", "image_column:8,20", "dilated:3,5"]
+IN_ROWS += ["local:40", "local:40,2"]
 IN_ROWS.remove("strided:7"), IN_ROWS.append("strided:7,window=16")
 
 
