@@ -227,9 +227,9 @@ def one_line(box: str) -> str:
 
 
 def show_list() -> int:
-    """A line for each experiment and each sweep; those that are broken are named on stderr.
+    """A line for each experiment and each sweep, by the module of `experiments` they stand in.
 
-    The exit code.
+    Those that are broken are named on stderr. The exit code.
     """
     from rich import box
     from rich.console import Console
@@ -239,30 +239,33 @@ def show_list() -> int:
     from gptjax.scaling.flops import count_flops, count_parameters
     from gptjax.training.metrics import short
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("experiment", "what it is"):
-        table.add_column(name, overflow="fold")
+    table, many = (Table(box=box.SIMPLE_HEAD, pad_edge=False) for _ in range(2))
+    for t, heads in ((table, ("experiment", "what it is")), (many, ("sweep", "what it is"))):
+        for name in heads:
+            t.add_column(name, overflow="fold")
     for name in ("parameters", "tokens", "FLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
-    many = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("sweep", "what it is"):
-        many.add_column(name, overflow="fold")
     for name in ("points", "parameters", "FLOPs"):
         many.add_column(name, justify="right", no_wrap=True)
     failed = [f"{module} cannot be imported: {why}" for module, why in registry.broken().items()]
-    for name in registry.names():
-        try:
-            e, what = registry.get(name), registry.describe(name)
-            if isinstance(e, registry.Sweep):
-                sizes = [point.parameters for point in e.points]
-                sizes = f"{short(min(sizes))} to {short(max(sizes))}"
-                many.add_row(name, what, str(len(e.points)), sizes, short(e.flops))
-            else:
-                flops = count_flops(e.model, e.data.sequence_length).training * e.tokens
-                total = count_parameters(e.model).total
-                table.add_row(name, what, short(total), short(e.tokens), short(flops))
-        except BadInput as error:
-            failed.append(f"{name}: {error}")
+    for family, members in registry.families().items():
+        runs, sweeps = [], []
+        for name in members:
+            try:
+                e, what = registry.get(name), registry.describe(name)
+                if isinstance(e, registry.Sweep):
+                    sizes = [point.parameters for point in e.points]
+                    sizes = f"{short(min(sizes))} to {short(max(sizes))}"
+                    sweeps.append((f"  {name}", what, str(len(e.points)), sizes, short(e.flops)))
+                else:
+                    flops = count_flops(e.model, e.data.sequence_length).training * e.tokens
+                    total = count_parameters(e.model).total
+                    runs.append((f"  {name}", what, short(total), short(e.tokens), short(flops)))
+            except BadInput as error:
+                failed.append(f"{name}: {error}")
+        for t, rows in ((table, runs), (many, sweeps)):
+            for row in [(family, registry.describe_family(family)), *rows] if rows else []:
+                t.add_row(*row, style="bold" if row[0] == family else None)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=120)

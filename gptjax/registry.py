@@ -1,9 +1,12 @@
 """Experiments by name: a registered function without arguments returns an Experiment or a Sweep."""
 
 import dataclasses
+import functools
 import importlib
+import inspect
 import pkgutil
 import re
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -24,6 +27,25 @@ def register(function: Callable[[], Experiment | Sweep]) -> Callable[[], Experim
         raise BadInput(f"two experiments are called {name}: {taken.__module__} has one already")
     _functions[name] = function
     return function
+
+
+def register_sizes(about: dict[str, str]):
+    """Make a function of a size known as NAME_SIZE for every size, each with a docstring.
+
+    about: what every size is, in one line; the function's own docstring and the command follow.
+    """
+
+    def each(function: Callable[[str], Experiment]) -> Callable[[str], Experiment]:
+        for size, line in about.items():
+            one = functools.partial(function, size)
+            one.__name__ = one.__qualname__ = f"{function.__name__}_{size}"
+            one.__module__ = function.__module__
+            command = f"python experiments/run.py --exp={one.__name__} --dry-run"
+            one.__doc__ = f"{line}\n\n{inspect.getdoc(function)}\n\n{command}"
+            register(one)
+        return function
+
+    return each
 
 
 def _load() -> None:
@@ -65,6 +87,21 @@ def names() -> list[str]:
     """All registered names, sorted as a reader would: depth_4 before depth_12."""
     _load()
     return sorted(_functions, key=lambda name: [_part(p) for p in re.split(r"(\d+)", name)])
+
+
+def families() -> dict[str, list[str]]:
+    """Registered names by the module of `experiments` they stand in, as they stand there."""
+    _load()
+    found: dict[str, list[str]] = {}
+    for name, function in _functions.items():
+        found.setdefault(function.__module__.rpartition(".")[2], []).append(name)
+    return {family: found[family] for family in sorted(found)}
+
+
+def describe_family(family: str) -> str:
+    """The first line of the docstring of that module of `experiments`."""
+    module = sys.modules.get(f"experiments.{family}")
+    return (module.__doc__ or "").strip().partition("\n")[0] if module else ""
 
 
 def _part(text: str) -> tuple[int, str]:
