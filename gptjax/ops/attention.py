@@ -91,8 +91,9 @@ def attention(
 class Slots(NamedTuple):
     """Keys and values of earlier positions, as many as a pattern can still read.
 
-    k, v: [B, S, G, K]; held: int32 [S], the position in every slot, -1 while it is empty;
-    slot: int32 [L], the slot of every position up to the longest sequence.
+    k, v: [B, G, S, K], so that the products of one new position read them as they lie; held: int32
+    [S], the position in every slot, -1 while it is empty; slot: int32 [L], the slot of every
+    position up to the longest sequence.
     """
 
     k: jax.Array
@@ -140,10 +141,10 @@ def decode_attention(
     new = jnp.asarray(index, jnp.int32) + jnp.arange(count, dtype=jnp.int32)
     ring, _ = _held(pattern, length)
     written = _write(slots, k_BTGK, v_BTGK, new, ring)
-    keys, values, held = written.k, written.v, written.held
+    keys, values, held = _by_position(written.k), _by_position(written.v), written.held
     if ring and count > 1:  # early ones of the new positions read what later ones take the slot of
-        keys = jnp.concatenate([slots.k, k_BTGK.astype(keys.dtype)], 1)
-        values = jnp.concatenate([slots.v, v_BTGK.astype(values.dtype)], 1)
+        keys = jnp.concatenate([_by_position(slots.k), k_BTGK.astype(keys.dtype)], 1)
+        values = jnp.concatenate([_by_position(slots.v), v_BTGK.astype(values.dtype)], 1)
         held = jnp.concatenate([slots.held, new])
     members = pattern.members
     q_BTHK, keys, values, batch, heads, kv_heads = aligned(q_BTHK, keys, values, len(members))
@@ -175,14 +176,20 @@ def decode_attention(
     return on_shards(run, tuple(specs), whole)(*arrays), written
 
 
-def _write(slots: Slots, k_new, v_new, new, ring: int) -> Slots:
+def _by_position(x_BGSK):
+    """[B, S, G, K], or the inverse: a view, no copy, where a product reads it."""
+    return jnp.swapaxes(x_BGSK, 1, 2)
+
+
+def _write(slots: Slots, k_BTGK, v_BTGK, new, ring: int) -> Slots:
     """The slots with the new positions in them."""
+    k_new, v_new = _by_position(k_BTGK), _by_position(v_BTGK)
     if ring == 0 or len(new) == 1:
         start = slots.slot[new[0]]
         put = lambda x, part, axis: jax.lax.dynamic_update_slice_in_dim(
             x, part.astype(x.dtype), start, axis
         )
-        return Slots(put(slots.k, k_new, 1), put(slots.v, v_new, 1), put(slots.held, new, 0),
+        return Slots(put(slots.k, k_new, 2), put(slots.v, v_new, 2), put(slots.held, new, 0),
                      slots.slot)  # fmt: skip
     where = slots.slot[new]
     # Of several that share a place in the ring the last stays: the others go nowhere.
@@ -190,7 +197,7 @@ def _write(slots: Slots, k_new, v_new, new, ring: int) -> Slots:
     held = slots.held.at[where].set(new, mode="drop")
     spec = P(*spec_of(slots.k))
     put = on_shards(
-        lambda x, part, where: x.at[:, where].set(part.astype(x.dtype), mode="drop"),
+        lambda x, part, where: x.at[:, :, where].set(part.astype(x.dtype), mode="drop"),
         (spec, spec, P(None)),
         spec,
     )

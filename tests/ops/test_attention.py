@@ -126,8 +126,8 @@ def test_causal_by_gradient(kernel):
 
 def empty_slots(pattern, length, batch=2, groups=2, size=8):
     slot = slots_of(pattern, length)
-    shape = (batch, int(slot.max()) + 1, groups, size)
-    held = jnp.full(shape[1], -1, jnp.int32)
+    shape = (batch, groups, int(slot.max()) + 1, size)
+    held = jnp.full(shape[2], -1, jnp.int32)
     return Slots(jnp.full(shape, 7.0), jnp.full(shape, 7.0), held, jnp.asarray(slot))
 
 
@@ -296,7 +296,7 @@ def test_meshes(mesh, kernel, groups):
         assert [x.sharding.spec for x in got] == [heads, heads, kv, kv]
         for text in ("causal", "fixed:16,3"):
             slots = empty_slots(parse(text), 80, q.shape[0], groups)
-            at = jax.NamedSharding(mesh, P(*kv[:1], None, *kv[2:]))
+            at = jax.NamedSharding(mesh, P(kv[0], kv[2], None, None))
             slots = slots._replace(k=jax.device_put(slots.k, at), v=jax.device_put(slots.v, at))
             decoded, slots = jax.jit(
                 lambda q, k, v, slots, text=text: decode_attention(

@@ -104,7 +104,7 @@ def test_cached_decoding(case, sizes, order, more):
     batch, length, groups, _ = case.k.shape
     slot = slots_of(case.pattern, length + more)
     assert len(slot) == length + more > slot.max()
-    empty = lambda x: jnp.full((batch, int(slot.max()) + 1, groups, x.shape[-1]), 7.0)
+    empty = lambda x: jnp.full((batch, groups, int(slot.max()) + 1, x.shape[-1]), 7.0)
     held = jnp.full(int(slot.max()) + 1, -1, jnp.int32)
     slots = Slots(empty(case.k), empty(case.v), held, jnp.asarray(slot))
     options = {"pattern": case.pattern, "slopes_H": case.slopes, "scale": case.scale}
