@@ -50,7 +50,8 @@ def switch_decoder(size: str = "base-8") -> DecoderConfig:
     The published systems are encoder-decoders on T5's form; this is their decoder's shape without
     the attention to an encoder: RMSNorm, ReLU, no biases, buckets of distances, scores that no
     factor scales, tied embeddings whose logits are divided by sqrt(d_model). Every second layer
-    has experts, of which a token goes to one, with room for 1.25 times an even load.
+    has experts, of which a token goes to one, with room for 1.25 times an even load. The table's
+    count is of an encoder-decoder with experts in every fourth layer.
     """
     row = architecture(chosen("Switch", size, SWITCH))
     return decoder(
