@@ -31,6 +31,8 @@ options:
   --list           all experiments with parameters, tokens and FLOPs
   --dry-run        the plan: config, parameters, FLOPs, memory and layout on the mesh, time
   --workdir DIR    where the run lives (default runs/NAME); a run that stands there goes on
+  --init-from SRC  begin with the weights and the model of a checkpoint of others: hf:FOLDER,
+                   gguf:FILE, meta:FOLDER or tf:FOLDER; a run that has begun goes on without it
   --fork           go on from the workdir's newest checkpoint with a changed config; in a sweep's
                    folder with the points of a changed sweep, which leaves the old ones there
   --exp NAME --help    every field of that experiment with its value
@@ -49,7 +51,7 @@ options of a sweep (fields set by --part.field=value are those of its base exper
 """
 
 FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune", "remeasure")
-VALUES = ("exp", "workdir", "launcher", "workers", "minutes", "budget")
+VALUES = ("exp", "workdir", "init-from", "launcher", "workers", "minutes", "budget")
 LISTS = ("only",)
 OF_SWEEPS = (
     "status",
@@ -71,6 +73,7 @@ class Command:
 
     exp: str = ""
     workdir: str = ""
+    init_from: str = ""
     list: bool = False
     dry_run: bool = False
     fork: bool = False
@@ -335,11 +338,20 @@ def run(command: Command) -> int:
     if command.help:
         print(USAGE)
     if isinstance(found, registry.Sweep):
+        if command.init_from:
+            raise BadInput(f"--init-from belongs to a single run, and {found.name} is a sweep")
         return run_sweep(found, command)
     for name in OF_SWEEPS:
         if getattr(command, name.replace("-", "_")):
             raise BadInput(f"--{name} belongs to a sweep, and {found.name} is a single run")
     experiment = override(found, command.overrides, command.help)
+    if command.init_from:
+        from gptjax.interop.start import starting_from
+        from gptjax.run_folder import begun_in
+
+        begun = begun_in(command.workdir or os.path.join("runs", experiment.name))
+        given = [argument[2:].partition("=")[0] for argument in command.overrides]
+        experiment = starting_from(experiment, command.init_from, given, begun)
     experiment.validate()
     from gptjax.parallel.hosts import start_hosts
 
@@ -352,7 +364,7 @@ def run(command: Command) -> int:
         return EXIT_DONE
     from gptjax.runs import fit
 
-    fit(experiment, command.workdir or None, fork=command.fork)
+    fit(experiment, command.workdir or None, fork=command.fork, init_from=command.init_from)
     return EXIT_DONE
 
 

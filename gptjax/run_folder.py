@@ -63,6 +63,13 @@ def load_experiment(workdir: str | Path) -> Experiment:
     return Experiment.from_json(tree)
 
 
+def begun_in(workdir: str | Path) -> Experiment | None:
+    """The experiment of a folder whose run has a checkpoint to go on from, else None."""
+    if not any((Path(workdir) / "checkpoints").glob("[0-9]*")):
+        return None
+    return load_experiment(workdir)
+
+
 def check_config(experiment: Experiment, workdir: Path, fork: bool) -> dict | None:
     """Refuse to go on with another config than the folder's, unless asked to fork."""
     before = read_config(workdir)

@@ -58,11 +58,13 @@ def fit(
     *,
     fork: bool = False,
     keep_steps: Collection[int] = (),
+    init_from: str = "",
 ):
     """Train an experiment in a folder, or go on with the one that stands there.
 
     `workdir` defaults to runs/NAME. `fork` goes on from the newest checkpoint of another config;
-    checkpoints of `keep_steps` are written and stay, whatever else is kept.
+    checkpoints of `keep_steps` are written and stay, whatever else is kept. `init_from` names a
+    checkpoint of others (`interop.load`) that a new run begins with; one that goes on ignores it.
     Returns a `Result`; raises BadInput for anything the caller can mend, `loop.Preempted` when a
     signal stopped the run after saving it.
     """
@@ -74,7 +76,8 @@ def fit(
     LeaveAtOnce.others_wait = jax.process_count() > 1
     with held(workdir):
         begun = time.monotonic()
-        run = open_run(experiment, workdir, fork=fork, keep_steps=keep_steps)
+        more = {"fork": fork, "keep_steps": keep_steps, "init_from": init_from}
+        run = open_run(experiment, workdir, **more)
         try:
             state = run.loop.run(run.state)
         finally:
@@ -118,6 +121,7 @@ def open_run(
     *,
     fork: bool = False,
     keep_steps: Collection[int] = (),
+    init_from: str = "",
     prepare=data.prepare,
     watched: bool = True,
 ) -> OpenRun:
@@ -143,11 +147,14 @@ def open_run(
         keep_steps=keep_steps,
         report=say,
     )
-    state, seconds = _begin(experiment, mesh, checkpointer, iterator if same_data else None)
+    state, seconds = _begin(
+        experiment, mesh, checkpointer, iterator if same_data else None, init_from
+    )
     step = int(state.step)
     if main:
         write_config(experiment, workdir, step)
-        write_json(workdir / "manifest.json", manifest(dataset))
+        source = {"init_from": init_from} if init_from else {}
+        write_json(workdir / "manifest.json", manifest(dataset) | source)
         with storage_errors(f"write {workdir / 'tokenizer'}"):
             dataset.tokenizer.save(workdir / "tokenizer")
     ledger = Ledger(experiment)
@@ -200,13 +207,13 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
     return Result(run.workdir, figures, state.params, sample)
 
 
-def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator):
+def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator, init_from: str):
     """The state to go on from and the seconds already trained; None keeps the data at its start."""
     optimizer = _initialiser(program_config(experiment.optim))
     state = init_state(experiment.model, optimizer, experiment.train.seed, mesh)
     restored = checkpointer.restore(abstract_like(state))
     if restored is None:
-        return state, 0.0
+        return _started(state, experiment, optimizer, mesh, init_from), 0.0
     workdir = checkpointer.folder.parent
     check_steps(experiment, workdir, restored.step)
     if iterator is not None:
@@ -216,6 +223,18 @@ def _begin(experiment: Experiment, mesh, checkpointer: Checkpointer, iterator):
     else:
         say(f"resuming {workdir} at step {restored.step} of {experiment.steps}")
     return restored.state, restored.extra["seconds"]
+
+
+def _started(state: TrainState, experiment: Experiment, optimizer, mesh, source: str):
+    """A fresh state with the weights of a checkpoint of others, where one is named."""
+    if not source:
+        return state
+    from gptjax import interop
+
+    found = interop.load(source, mesh=mesh, config=experiment.model, tokenizer=False)
+    say(f"starting from {source}")
+    with jax.set_mesh(mesh):
+        return state._replace(params=found.params, opt_state=jax.jit(optimizer.init)(found.params))
 
 
 @functools.lru_cache(maxsize=32)

@@ -40,11 +40,7 @@ def export(
 
     BadInput names the field that no family has, or that the one asked for has not.
     """
-    out = Path(out).expanduser()
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype is {dtype!r}; give {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
-    if out.exists():
-        raise BadInput(f"{out} exists; give the name of a folder that does not")
+    out = check_out(out, dtype)
     chosen = choose(config, family)
     leaves = chosen.leaves(config)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,14 +49,9 @@ def export(
         partial.chmod(0o755)
         _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
         ids = _special(config, tokenizer)
-        tree = {
-            "architectures": [chosen.architecture],
-            "model_type": chosen.name,
-            **chosen.write(config),
-            **({"pad_token_id": None} | ids if "pad_token_id" not in chosen.write(config) else ids),
-            "dtype": dtype,
-            "torch_dtype": dtype,
-        }
+        tree = {"architectures": [chosen.architecture], "model_type": chosen.name}
+        tree |= {"pad_token_id": None} | chosen.write(config) | ids
+        tree |= {"dtype": dtype, "torch_dtype": dtype}  # now, and in releases before 4.56
         _write_json(partial / "config.json", tree)
         _write_json(partial / "generation_config.json", ids)
         if tokenizer is not None:
@@ -71,6 +62,16 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return chosen
+
+
+def check_out(out: str | Path, dtype: str) -> Path:
+    """Where an export is to stand; BadInput for a folder that exists and an unknown dtype."""
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype is {dtype!r}; give {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    out = Path(out).expanduser()
+    if out.exists() or out.is_symlink():
+        raise BadInput(f"{out} exists; give the name of a folder that does not")
+    return out
 
 
 def choose(config: DecoderConfig, name: str = "") -> Family:

@@ -1,0 +1,74 @@
+"""Writes a run or a checkpoint of others for transformers: python -m gptjax.interop export RUN OUT.
+
+RUN is a run's folder, or hf:PATH, gguf:PATH, meta:PATH, tf:PATH. OUT is a folder that does not
+exist yet. Another command, `show`, prints what a checkpoint is without reading its tensors.
+"""
+
+import sys
+
+from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
+from gptjax.process import quiet_libraries
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code."""
+    quiet_libraries()
+    return exit_code_of(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = OneLineParser(prog="python -m gptjax.interop", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    export = commands.add_parser("export", help="write a folder that transformers loads")
+    export.add_argument("run", metavar="RUN", help="a run's folder, or hf:, gguf:, meta:, tf:PATH")
+    export.add_argument("out", metavar="OUT", help="a folder that does not exist yet")
+    export.add_argument("--family", default="", help="such as llama (default: the first that fits)")
+    export.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    export.add_argument("--step", type=int, help="a checkpoint of the run (default: the newest)")
+    show = commands.add_parser("show", help="print what a checkpoint is")
+    show.add_argument("source", metavar="SOURCE", help="hf:PATH, gguf:PATH, meta:PATH or tf:PATH")
+    given = parser.parse_args(arguments)
+    return _show(given.source) if given.command == "show" else _export(given)
+
+
+def _export(given) -> int:
+    from gptjax.interop.exporting import check_out, choose, export
+    from gptjax.interop.loading import SOURCES, load, open_checkpoint
+
+    check_out(given.out, given.dtype)
+    if given.run.partition(":")[0] in SOURCES and ":" in given.run:
+        if given.step is not None:
+            raise BadInput(f"--step is of a run's folder, and {given.run} is none")
+        choose(open_checkpoint(given.run).config, given.family)
+        found = load(given.run)
+        config, params, tokenizer = found.config, found.params, found.tokenizer
+    else:
+        import gptjax
+
+        trained = gptjax.load(given.run, step=given.step)
+        config, params, tokenizer = trained.config, trained.params, trained.tokenizer
+    family = export(
+        config, params, given.out, tokenizer=tokenizer, family=given.family, dtype=given.dtype
+    )
+    print(f"{given.out}: {family.architecture} in {given.dtype}")
+    return EXIT_DONE
+
+
+def _show(source: str) -> int:
+    from gptjax.interop.fields import function_of, setting
+    from gptjax.interop.loading import checked, open_checkpoint
+    from gptjax.models.config import DecoderConfig
+
+    found = open_checkpoint(source)
+    leaves = checked(found, found.config)
+    plain = DecoderConfig()
+    print(f"{found.family.name}, {len(found.store.shapes)} tensors for {len(leaves)} parameters")
+    for name in function_of(found.config):
+        value = setting(found.config, name)
+        if value != setting(plain, name):
+            print(f"  model.{name} = {value}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
