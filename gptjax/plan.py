@@ -156,7 +156,7 @@ def _batch(experiment: Experiment, mesh):
 
 def _backward(experiment: Experiment, params, batch):
     """What the forward pass keeps for the backward pass: a function whose leaves are arrays."""
-    key = jax.random.key(0) if experiment.model.dropout else None
+    key = jax.random.key(0) if experiment.model.random else None
     sums = lambda p: loss_sums(experiment.model, experiment.objective, p, batch, key)
     return jax.vjp(lambda p: sums(p).total, params)[1]
 
@@ -297,6 +297,8 @@ def show(plan: Plan) -> None:
     for name, count in c.groups().items():
         groups.add_row(name, f"{count:,}", f"{100 * count / c.total:.1f}%")
     groups.add_row("total", f"{c.total:,}", "100.0%")
+    if c.resting:
+        groups.add_row("active in one token", f"{c.active:,}", f"{100 * c.active / c.total:.1f}%")
     groups.add_row("non-embedding", f"{c.non_embedding:,}", "")
     console.print(groups)
 

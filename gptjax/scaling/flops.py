@@ -8,7 +8,7 @@ The rule of thumb 6 N per token (arXiv 2001.08361) is kept beside it, to be comp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptjax.models.config import DecoderConfig
 from gptjax.ops.patterns import Pattern
@@ -45,6 +45,11 @@ class Parameters:
         return {name: getattr(self, name) for name in names}
 
 
+def expert_layers(c: DecoderConfig) -> int:
+    """How many layers have experts."""
+    return sum(c.layer_kind(i).experts for i in range(c.num_layers))
+
+
 def count_parameters(c: DecoderConfig) -> Parameters:
     """Every parameter of the decoder, by group."""
     D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
@@ -61,7 +66,7 @@ def count_parameters(c: DecoderConfig) -> Parameters:
     mlp = (3 if c.gated else 2) * D * F
     if c.mlp_biases:
         mlp += (2 if c.gated else 1) * F + D
-    count, routed = c.experts.count, sum(c.layer_kind(i).experts for i in range(N))
+    count, routed = c.experts.count, expert_layers(c)
     norm = D * (2 if c.norm_biases else 1)
     norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post") + c.embedding.norm
     E = c.embedding_size
@@ -105,8 +110,7 @@ def count_flops(c: DecoderConfig, length: int, pairs: float | None = None) -> Fl
         # Not the keys of the distances: all sequences of a batch share them.
         projections += D * G * (c.qk_size + K) * (c.attention.memory > 0)
         scores += c.qk_size  # queries times those keys
-    mlp = (3 if c.gated else 2) * D * F
-    routed = sum(c.layer_kind(i).experts for i in range(N))
+    mlp, routed = (3 if c.gated else 2) * D * F, expert_layers(c)
     through = (N - routed) * mlp + routed * (c.experts.top_k * mlp + D * c.experts.count)
     E = c.embedding_size
     return Flops(
@@ -123,7 +127,8 @@ def executed_training_flops(
     """FLOPs per token that a training step multiplies, recomputation counted.
 
     choose: the kernel that computes a pattern. A fused attention kernel keeps no scores: its
-    backward makes them again (more products over its pairs than the dense one's four).
+    backward makes them again (more products over its pairs than the dense one's four). Experts of
+    a capacity compute all their places, also those that no token takes.
     """
     from gptjax.ops.kernels import kernel_pairs, kernel_products, score_products
 
@@ -138,6 +143,11 @@ def executed_training_flops(
             values = kernel_products(kernel)[1] - scores
             again += 2 * share * ((scores - 2) * c.qk_size + (values - 2) * c.head_size)
     f = count_flops(c, length, pairs)
+    slots = c.experts.slots(length)
+    if slots:
+        more = c.experts.count * slots / length - c.experts.top_k
+        width = (3 if c.gated else 2) * c.d_model * c.ff_size
+        f = replace(f, mlp=f.mlp + 2 * expert_layers(c) * more * width)
     total = f.training + c.num_heads * again / length
     if c.remat == "block":
         total += f.projections + f.attention + f.mlp - _not_recomputed(c)
@@ -147,7 +157,11 @@ def executed_training_flops(
 
 
 def _not_recomputed(c: DecoderConfig) -> float:
-    """The products that only make a block's output: no gradient inside the block needs them."""
+    """The products that only make a block's output: no gradient inside the block needs them.
+
+    What experts make is needed: the gradient of their weights is its product with the output's.
+    """
     output, down = c.num_heads * c.head_size * c.d_model, c.ff_size * c.d_model
-    last = {"pre": down, "post": 0}.get(c.block, output + down)
-    return 2 * c.num_layers * last
+    dense = c.num_layers - expert_layers(c)
+    last = {"pre": dense * down, "post": 0}.get(c.block, c.num_layers * output + dense * down)
+    return 2 * last

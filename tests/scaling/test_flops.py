@@ -72,6 +72,9 @@ def multiplied(jaxpr, times: int = 1) -> int:
             shape = equation.invars[0].aval.shape
             inner = math.prod(shape[axis] for axis in contract)
             total += times * 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name.startswith("ragged_dot"):
+            rows = equation.invars[0].aval
+            total += times * 2 * rows.size * equation.outvars[0].aval.shape[-1]
         assert equation.primitive.name not in ("while", "cond"), "a loop of unknown length"
         inside = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
         for value in jax.tree.leaves(dict(equation.params), is_leaf=_is_jaxpr):
