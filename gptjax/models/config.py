@@ -10,6 +10,7 @@ meant to grow together, by more heads or by larger ones; the number of key/value
 or is 1. Depth is not covered: its one rule is the residual branches' 1 / sqrt(2 N).
 """
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -149,7 +150,7 @@ class DecoderConfig:
         """How many of a head's dimensions turn."""
         return int(self.qk_size * self.rotary.fraction)
 
-    @property
+    @functools.cached_property
     def turn(self) -> "tuple[LayerKind, ...]":
         """The kinds of layers, in turn: layer i is of kind i modulo how many there are."""
         patterns, count = self.attention.patterns, self.experts.count
@@ -171,8 +172,11 @@ class DecoderConfig:
 
     def attention_pairs(self, length: int) -> float:
         """Query-key pairs that a sequence visits, the mean over layers and heads."""
-        every = [self.layer_kind(i).pattern for i in range(self.num_layers)]
-        return sum(p.pairs(length) / len(p.members) for p in every) / self.num_layers
+        total = 0.0
+        for i, (pattern, _) in enumerate(self.turn):
+            layers = len(range(i, self.num_layers, len(self.turn)))
+            total += layers * pattern.pairs(length) / len(pattern.members)
+        return total / self.num_layers
 
     @property
     def width_ratio(self) -> float:

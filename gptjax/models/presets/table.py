@@ -6,6 +6,7 @@ published is null or absent. `param_count` was measured by building the model of
 memory, unless `param_count_method` says otherwise.
 """
 
+import dataclasses
 import functools
 import json
 from importlib import resources
@@ -78,8 +79,8 @@ def decoder(row: dict, attention: AttentionConfig | None = None, **fields) -> De
     given = {field: value for field, value in given.items() if value is not None} | fields
     head_dim = row.get("d_head") or 0
     if head_dim and head_dim * given["num_heads"] != given["d_model"]:
-        attention = AttentionConfig(**{**vars(attention), "head_dim": head_dim})
+        attention = dataclasses.replace(attention, head_dim=head_dim)
     config = DecoderConfig(attention=attention, **given)
     if "d_ff" in fields or config.ff_size == row["d_ff"]:
         return config
-    return DecoderConfig(**{**vars(config), "d_ff": row["d_ff"]})
+    return dataclasses.replace(config, d_ff=row["d_ff"])
