@@ -55,7 +55,7 @@ PEERS = {
             "window_size": 3,
         },
     ),
-    "gptj": ("GPTJ", "ForCausalLM", GPT | NONE | {"n_embd": 24, "rotary_dim": 4}),
+    "gptj": ("GPTJ", "ForCausalLM", GPT | NONE | {"n_embd": 24, "rotary_dim": 4, "n_inner": 20}),
     "gpt_neox": ("GPTNeoX", "ForCausalLM", NEOX | {"rotary_pct": 0.5}),
     "gpt_neox_sequential": ("GPTNeoX", "ForCausalLM", NEOX | {"use_parallel_residual": False}),
     "opt": ("OPT", "ForCausalLM", OPT),
