@@ -110,8 +110,9 @@ def show(length: int, sides: dict, best: str) -> None:
             cells += [f"{side.bytes / 1e6:.1f}", memory]
         pattern = parse(text)
         pairs = pattern.pairs(length) / len(pattern.members)
+        shown = text.replace("|", "\\|")  # a bar ends a cell of the table
         ideal = f"{length**2 / pairs:.1f}, {parse('causal').pairs(length) / pairs:.1f}"
-        print(f"| {length} | {text} | {kernel} | {' | '.join(cells)} | {ideal} |", flush=True)
+        print(f"| {length} | {shown} | {kernel} | {' | '.join(cells)} | {ideal} |", flush=True)
 
 
 def exponents(times: dict[str, dict[int, tuple[float, float]]]) -> None:

@@ -6,14 +6,18 @@ import numpy as np
 
 
 class Exact(NamedTuple):
-    """Results by name, and the size against which an error of each counts.
+    """Results by name, and the sums of their terms' magnitudes.
 
-    A size is the largest magnitude of the result, or a tenth of that of its terms where those
-    cancel (a gradient is exactly zero where a query reads one key).
+    Where terms cancel rounding acts on those all the same: a gradient is exactly zero where a query
+    reads one key, a small one where it reads two alike.
     """
 
     values: dict[str, np.ndarray]
-    sizes: dict[str, float]
+    terms: dict[str, np.ndarray]
+
+    def size(self, name: str, share: float) -> float:
+        """What an error counts against: the largest magnitude, or a share of that of the terms."""
+        return max(np.abs(self.values[name]).max(), share * self.terms[name].max())
 
 
 def member_of(head: int, heads: int, groups: int, count: int) -> int:
@@ -59,5 +63,4 @@ def exact_attention(pattern, scale, q, k, v, g, segments=None, slopes=None) -> E
                 into["dq"][b, :, h] = ds @ absolute(k[b, :, key])
                 into["dk"][b, :, key] += ds.T @ absolute(q[b, :, h])
                 into["dv"][b, :, key] += w.T @ absolute(g[b, :, h])
-    sizes = {name: max(np.abs(values[name]).max(), terms[name].max() / 10) for name in names}
-    return Exact(values, sizes)
+    return Exact(values, terms)

@@ -7,32 +7,7 @@ from gptjax.errors import BadInput
 from gptjax.ops.blocked import multiplied, works
 from gptjax.ops.patterns import KINDS, HeadPattern, Pattern, parse, parse_layers
 from gptjax.ops.patterns.__main__ import main
-
-
-def drawn(name: str, random: np.random.Generator) -> str:
-    """A text of a kind with random fields."""
-    n = lambda low, high: int(random.integers(low, high))
-    block = n(2, 40)
-    columns = n(1, block + 1)
-    ways = random.choice(["both", "causal"])
-    fields = {
-        "causal": [],
-        "bidirectional": [],
-        "prefix": [n(1, 90)],
-        "window": [n(1, 60), n(0, 2) * n(1, 40)],
-        "column": [n(1, 40)],
-        "dilated": [n(1, 30), n(1, 12)],
-        "strided": [n(1, 40), n(0, 2) * n(1, 70)],
-        "local": [block, n(0, 3)],
-        "fixed": [block, columns, n(0, block // columns)],
-        "summary": [block, columns, n(0, block // columns)],
-        "longformer": [n(1, 40), n(1, 9), ways],
-        "bigbird": [n(1, 20), n(1, 5), n(0, 3), n(0, 4), n(0, 9), ways],
-        "image_row": [n(1, 20), n(0, 2) * n(1, 50)],
-        "image_column": [n(1, 20), n(0, 2) * n(1, 50)],
-        "image_conv": [n(7, 20), n(0, 4) * 2 + 1, n(0, 2) * n(1, 50)],
-    }[name]
-    return name + (":" + ",".join(map(str, fields)) if fields else "")
+from tests.ops.cases import drawn
 
 
 def masked(pattern, length: int) -> np.ndarray:
