@@ -194,6 +194,7 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
         "unigram_nats": dataset.unigram_entropy,
         "parameters": ledger.counts.total,
         "non_embedding_parameters": ledger.counts.non_embedding,
+        "active_parameters": ledger.counts.active,
         **ledger.account(experiment.steps),
         "steps": experiment.steps,
         "seconds": round(loop.seconds, 3),
@@ -262,9 +263,10 @@ class Ledger:
         }
 
     def headline(self) -> str:
-        e = self.experiment
+        e, counts = self.experiment, self.counts
+        active = f" ({short(counts.active)} active)" if counts.resting else ""
         return (
-            f"{e.name}: {short(self.counts.total)} parameters · {short(e.tokens)} tokens in "
+            f"{e.name}: {short(counts.total)} parameters{active} · {short(e.tokens)} tokens in "
             f"{e.steps} steps · {short(self.flops_per_token * e.tokens, 'FLOP')}"
         )
 

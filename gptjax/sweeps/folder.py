@@ -180,7 +180,9 @@ class SweepFolder:
         if missing:
             raise BadInput(f"{missing[0]} has no {analysis.loss}; set analysis.loss to another")
         column = lambda key: np.array([row.get(key, math.nan) for row in figures], float)
-        extra = ("seconds", "steps", "bits_per_byte", "parameters", "non_embedding_parameters")
+        extra = ["seconds", "steps", "bits_per_byte", "parameters", "non_embedding_parameters"]
+        if any(self.points[name].experiment.model.experts.count for name in done):
+            extra.append("active_parameters")
         columns = {key if key != "parameters" else "all_parameters": column(key) for key in extra}
         columns["group"] = np.array([self.points[name].group for name in done], dtype=object)
         for field in sorted({f for name in done for f in self.points[name].row}):

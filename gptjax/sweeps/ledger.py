@@ -31,7 +31,8 @@ Status = Literal["waiting", "done", "diverged", "failed"]
 FINISHED = ("done", "diverged", "failed")
 # Figures of a finished run that sweeps count with.
 FIGURES = ("validation_loss", "population_loss", "bits_per_byte", "bits_per_dimension", "steps",
-           "parameters", "non_embedding_parameters", "tokens", "flops", "seconds")  # fmt: skip
+           "parameters", "non_embedding_parameters", "active_parameters", "tokens", "flops",
+           "seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)

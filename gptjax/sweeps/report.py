@@ -41,7 +41,7 @@ from gptjax.training.workdir import storage_errors, write_json, write_whole
 # columns of runs.csv that are no settings of a point
 FIGURES = {
     "status", "group", "used", "steps", "seconds", "training_seconds", "bits_per_byte",
-    "all_parameters", "non_embedding_parameters", "predicted_loss", "error",
+    "all_parameters", "non_embedding_parameters", "active_parameters", "predicted_loss", "error",
 }  # fmt: skip
 UNITS = {
     "validation_loss": "nats per token",
@@ -181,6 +181,8 @@ def every_point(
         "all_parameters": column("parameters", [point.parameters for point in points]),
         "non_embedding_parameters": column("non_embedding_parameters"),
     }
+    if any(point.experiment.model.experts.count for point in points):
+        columns["active_parameters"] = column("active_parameters")
     main = findings.main
     if main is not None and set(main.fit.law.variables) <= {"parameters", "tokens", "flops"}:
         predicted = dict(zip(findings.runs.names, main.fit.predict(findings.runs), strict=True))

@@ -26,7 +26,8 @@ class Analysis:
     """What is fitted to the finished points, and to which of their columns."""
 
     laws: tuple[str, ...] = ("chinchilla", "kaplan_c")
-    size: Literal["parameters", "non_embedding_parameters"] = "parameters"
+    # Of a model with experts all parameters, or the active ones: those that a token goes through.
+    size: Literal["parameters", "non_embedding_parameters", "active_parameters"] = "parameters"
     loss: Literal["validation_loss", "population_loss", "bits_per_dimension"] = "validation_loss"
     holdout: float = 1.0  # points of more than 1/k of the largest budget are predicted, not fitted
     bootstrap: int = 200  # resamples for intervals
