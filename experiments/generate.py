@@ -1,8 +1,8 @@
 """Text from a model: `python experiments/generate.py --from=runs/quickstart --prompt="def "`.
 
-`--from` names a run's folder, `hf:PATH` (a folder in Hugging Face's format) or `gguf:PATH`. Text is
-written as it grows; tables go to stdout too, timings to stderr. Whatever is wrong becomes one line
-and exit code 2.
+`--from` names a run's folder, or the weights of others: `hf:PATH` (a folder in Hugging Face's
+format), `gguf:PATH`, `meta:PATH` or `tf:PATH`. Text is written as it grows; tables go to stdout
+too, timings to stderr. Whatever is wrong becomes one line and exit code 2.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from gptjax.errors import EXIT_DONE, BadInput, exit_code_of, nearest, printable
 
-FORMATS = ("hf", "gguf")
+FORMATS = ("hf", "gguf", "meta", "tf")  # of gptjax.interop
 TOP = 10  # tokens in a table of what is likely
 
 
@@ -30,9 +30,9 @@ def option(default, text: str):
 
 @dataclass(frozen=True)
 class Options:
-    """Text from a model: a run's folder, a folder in Hugging Face's format, or a GGUF file."""
+    """Text from a model: one trained here, or somebody else's weights."""
 
-    source: str = option("", "a run's folder, hf:PATH or gguf:PATH")
+    source: str = option("", "a run's folder, or hf:, gguf:, meta: or tf: and a path")
     prompt: str = option("", "what is continued; empty: the start of a document")
     prompts: str = option("", "a file of prompts, one a line, or .jsonl with strings or objects")
     num_samples: int = option(1, "continuations of each prompt")
@@ -59,7 +59,9 @@ class Options:
     def validate(self) -> None:
         """One clear line for what cannot be, before anything is read or computed."""
         if not self.source:
-            raise BadInput("--from is missing: give a run's folder, hf:PATH or gguf:PATH")
+            raise BadInput(
+                "--from is missing: give a run's folder, or weights of others as hf:PATH, gguf:PATH"
+            )
         if self.prompt and self.prompts:
             raise BadInput("--prompt and --prompts are both given: give one")
         for name in ("num_samples", "max_tokens", "batch_size"):

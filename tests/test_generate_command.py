@@ -42,7 +42,7 @@ def refused(capsys, tmp_path, monkeypatch, cache_dir):
     ("arguments", "words"),
     [
         ("", "--from is missing"),
-        ("--from=a:b", "'a:' is no source; give a run's folder, hf:PATH or gguf:PATH"),
+        ("--from=a:b", "'a:' is no source; give a run's folder, hf:PATH or gguf:PATH or"),
         ("--from=runs", "holds no run"),
         ("--from=gguf:x --step=3", "--step is of a run"),
         ("--from=runs --top_p=0", "--top_p=0.0: give a number above 0"),

@@ -21,6 +21,7 @@ from gptjax.evaluation.decode import (
     cache_length,
     everywhere,
     next_logits,
+    on_mesh,
     rows_of,
     weights_for,
 )
@@ -198,6 +199,7 @@ def beam_search(
     if count == 0:
         return [[Beam(np.zeros(0, np.int32), 0.0, 0.0, "length")] for _ in prompts]
     found: dict[int, list[Beam]] = {}
+    params, mesh = on_mesh(params, mesh)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         weights = weights_for(config, params)
         for group in groups([len(prompt) for prompt in prompts], max(batch_size // beams, 1)):

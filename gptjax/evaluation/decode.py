@@ -80,9 +80,9 @@ def prefill_size(config: DecoderConfig, known: int, length: int) -> int:
     """How many tokens go through the model at once when `known` are to be cached.
 
     More than are known where the cache holds every position: what they leave is never read, since
-    each position is written before any reads it.
+    each position is written before any reads it. Not where they would take room among experts.
     """
-    if not known or not _dense(config):
+    if not known or not _dense(config) or config.experts.capacity:
         return known
     step = 16 if known <= 128 else 128
     return min(-(-known // step) * step, length)
@@ -237,6 +237,21 @@ def begun(
     tokens_BL = everywhere(np.tile(tokens_BL, (copies, 1)))
     done_B = everywhere(np.zeros(rows, bool))
     return State(everywhere(np.int32(known + 1)), tokens_BL, done_B, cache, noted)
+
+
+def on_mesh(params, mesh=None):
+    """The parameters and the mesh to decode on: `mesh`, or the one that the parameters are on.
+
+    A mesh of one device is none: the programs are simpler without.
+    """
+    kind = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if mesh is None and isinstance(kind, jax.NamedSharding):
+        mesh = kind.mesh
+    if mesh is None or mesh.size > 1:
+        return params, mesh
+    # Given a device itself, jax 0.10 keeps the old layout in the arrays' types.
+    alone = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+    return jax.device_put(params, alone), None
 
 
 def everywhere(x):

@@ -19,6 +19,7 @@ from gptjax.evaluation.decode import (
     begun,
     cache_length,
     everywhere,
+    on_mesh,
     run,
     weights_for,
 )
@@ -138,6 +139,7 @@ def generate_rows(
         none = np.zeros(0, np.int32)
         return [Row(none, "length") for _ in range(len(prompts) * num_samples)]
     rows: dict[int, Row] = {}
+    params, mesh = on_mesh(params, mesh)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         weights = weights_for(config, params)
         for group in groups([len(prompt) for prompt in prompts], max(batch_size // num_samples, 1)):

@@ -23,7 +23,7 @@ CONTEXT = 16  # tokens of the prompt before a continuation that its decoding may
 
 
 class Source(Protocol):
-    """A model to be asked: `tokenizer` may be None, and `mesh` absent."""
+    """A model to be asked, on the mesh that its parameters are on; `tokenizer` may be None."""
 
     config: DecoderConfig
     params: Any
@@ -245,7 +245,6 @@ def generate_texts(
         num_samples=num_samples,
         stop_token=stop_token,
         vocab_size=_vocabulary(source),
-        mesh=getattr(source, "mesh", None),
         on_tokens=heard if stops or on_text is not None else None,
         every=1 if on_text is not None else 8,
         batch_size=batch_size,
@@ -286,7 +285,6 @@ def search_texts(
         num_results=num_samples,
         stop_token=stop_token,
         vocab_size=_vocabulary(source),
-        mesh=getattr(source, "mesh", None),
         batch_size=batch_size,
     )
     texts = []
