@@ -30,7 +30,8 @@ def bloom(size: str) -> Experiment:
     """366 B tokens of ROOTS, which is of 176b: that of the smaller ones is not in our source.
 
     Batches and rates of the smaller ones are from memory. Adam (0.9, 0.95), weight decay 0.1,
-    clipping at 1, warm-up over 375 M tokens, a cosine to 10%.
+    clipping at 1, warm-up over 375 M tokens, a cosine to 10%. Cost by the ledger: 1.3e21 FLOPs for
+    560m, 3.9e23 for 176b.
     """
     lr, batch_size = RATES[size]
     return published(

@@ -16,6 +16,7 @@ from gptjax.registry import register_sizes
 def cpm(size: str) -> Experiment:
     """20,000 steps of 3072 x 1024 tokens of 100 GB of Chinese text, 5000 of them warm-up.
 
-    What the rate does after the warm-up and the weight decay are not in our source.
+    What the rate does after the warm-up and the weight decay are not in our source. Cost by the
+    ledger: 4.4e19 FLOPs for small, 1.0e21 for large.
     """
     return published(presets.cpm(size), lr=1.5e-4, batch_size=3072, steps=20_000, warmup_steps=5000)

@@ -17,7 +17,8 @@ from gptjax.registry import register_sizes
 def llama(size: str) -> Experiment:
     """Batches of 4 M tokens, AdamW (0.9, 0.95), weight decay 0.1, clipping at 1.
 
-    2000 steps of warm-up, a cosine to 10%.
+    2000 steps of warm-up, a cosine to 10%. Cost by the ledger: 4.1e22 FLOPs for 7b, 5.6e23 for
+    65b.
     """
     small = size in ("7b", "13b")
     return published(

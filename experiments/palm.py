@@ -18,7 +18,7 @@ def palm(size: str) -> Experiment:
 
     Adafactor, whose second moments are not factored there; 1e-2 for 10,000 steps and 1/sqrt(step)
     afterwards, here risen to in these steps; weight decay lr^2 there, none here; clipping at 1;
-    z-loss 1e-4.
+    z-loss 1e-4. Cost by the ledger: 4.2e22 FLOPs for 8b, 2.5e24 for 540b.
     """
     return published(
         presets.palm(size),

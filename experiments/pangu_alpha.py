@@ -17,7 +17,7 @@ def pangu_alpha(size: str) -> Experiment:
     """1.1 TB of Chinese text; how much of it was read is not in our source: 40 B tokens here.
 
     The rate of 200b is a survey's (2e-5; another source has 2e-4). Other rates and all batches are
-    ours.
+    ours. Cost by the ledger: 6.5e20 FLOPs for 2.6b, 5.0e22 for 200b.
     """
     lr, batch_size = {"2.6b": (1e-4, 512), "13b": (5e-5, 1024), "200b": (2e-5, 2048)}[size]
     return published(presets.pangu_alpha(size), lr=lr, batch_size=batch_size, tokens=40e9)

@@ -12,7 +12,7 @@ def transformer_xl(size: str) -> Experiment:
 
     Adam, 16,000 steps of warm-up, a cosine to zero, clipping at 0.25, dropout 0.2, that of
     attention weights left out. Published with an adaptive softmax, here with a full one; the
-    published 18.3 is of words, this corpus has pieces of words.
+    published 18.3 is of words, this corpus has pieces of words. Cost by the ledger: 6.7e20 FLOPs.
     """
     return published(
         presets.transformer_xl(size),

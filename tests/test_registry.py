@@ -135,6 +135,33 @@ def test_a_name_is_registered_once(monkeypatch):
         registry.get("mine")
 
 
+def test_sizes_are_registered_one_by_one(monkeypatch):
+    monkeypatch.setattr(registry, "_functions", {})
+
+    @registry.register_sizes({"1.3b": "The small one.", "7b": "The large one."})
+    def mine(size):
+        """What all sizes share.
+
+        And more.
+        """
+        return registry._functions, size
+
+    assert mine("x")[1] == "x" and registry._functions["mine_7b"]()[1] == "7b"
+    assert registry._functions["mine_1.3b"].__doc__ == (
+        "The small one.\n\nWhat all sizes share.\n\nAnd more.\n\n"
+        "python experiments/run.py --exp=mine_1.3b --dry-run"
+    )
+    assert registry.families() == {"test_registry": ["mine_1.3b", "mine_7b"]}
+
+
+def test_every_name_is_of_a_family():
+    families = registry.families()
+    assert sorted(name for names in families.values() for name in names) == sorted(NAMES)
+    assert families["llama"] == ["llama_7b", "llama_13b", "llama_33b", "llama_65b"]
+    assert all(registry.describe_family(family).endswith((".", "?")) for family in families)
+    assert registry.describe_family("nothing") == ""
+
+
 def test_a_broken_experiment_costs_only_itself(monkeypatch, capsys, tmp_path):
     def divides():
         """Cannot be made, [/see]."""
@@ -165,9 +192,8 @@ def test_every_module_of_experiments_can_be_imported():
 def test_names_and_configs_need_nothing_heavy():
     heavy = "{'jax', 'optax', 'flax', 'tyro', 'orbax', 'tensorflow_datasets', 'grain'}"
     code = (
-        "import sys; from gptjax import registry; "
-        "[registry.get(name) for name in registry.names()]; "
-        f"print({heavy} & set(sys.modules))"
+        "import sys; from gptjax.command_line import show_list; "
+        f"print(show_list(), {heavy} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
+    assert done.stdout.endswith("\n0 set()\n"), done.stderr
