@@ -18,7 +18,7 @@ from gptjax.data.tokenizers import Tokenizer, export_tokenizer
 from gptjax.errors import BadInput, Trouble, did_you_mean
 from gptjax.interop.families import FAMILIES
 from gptjax.interop.family import Family
-from gptjax.interop.fields import Fields, setting, unlike
+from gptjax.interop.fields import Fields, function_of, setting, unlike
 from gptjax.interop.layouts import Leaf, Piece
 from gptjax.models.config import DecoderConfig
 
@@ -103,8 +103,8 @@ def _misses(family: Family, config: DecoderConfig) -> list[str]:
         if not misses:
             family.leaves(config)
         return misses
-    except BadInput:
-        return ["attention.pattern"]
+    except BadInput:  # it cannot even be said, as no experts in Mixtral
+        return list(function_of(config))
 
 
 def _special(config: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, int | None]:

@@ -5,11 +5,14 @@ writing. Rows of parameters that a model does not have (biases, a head that is t
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import jax
 
 from gptjax.errors import BadInput, did_you_mean, nearest
 from gptjax.interop.fields import Fields
@@ -114,12 +117,11 @@ class Family:
             yield from (p.removeprefix(re.escape(self.body)) for p in self.ignored)
 
 
-def shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+@functools.lru_cache(maxsize=8)
+def shapes(config: DecoderConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Path and shape of every parameter."""
-    import jax
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        yield "/".join(str(key.key) for key in path), leaf.shape
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    return tuple(("/".join(str(key.key) for key in path), leaf.shape) for path, leaf in leaves)
 
 
 def _leaf(path, shape, table, config, family: Family) -> Leaf:

@@ -114,7 +114,7 @@ def model(name: str, seed: int = 0, **changes):
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     base, head, fields = PEERS[name]
-    config = getattr(transformers, f"{base}Config")(**fields, **changes)
+    config = getattr(transformers, f"{base}Config")(**(fields | changes))
     torch.manual_seed(seed)
     made = getattr(transformers, f"{base}{head}")._from_config(config, attn_implementation="eager")
     with torch.no_grad():

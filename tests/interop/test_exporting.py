@@ -1,0 +1,136 @@
+"""What is written, for which configs, and from where."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+pytest.importorskip("safetensors")
+
+import gptjax
+from gptjax.errors import BadInput
+from gptjax.interop import export, load
+from gptjax.interop.__main__ import main
+from gptjax.interop.exporting import choose
+from gptjax.interop.families import FAMILIES
+from gptjax.models.config import (
+    AttentionConfig,
+    DecoderConfig,
+    EmbeddingConfig,
+    ExpertsConfig,
+    RotaryConfig,
+)
+from tests.conftest import changed
+from tests.interop.conftest import assert_close, computed
+
+LLAMA = DecoderConfig(
+    positions="rotary",
+    norm="rmsnorm",
+    activation="swiglu",
+    biases="none",
+    tied_embeddings=False,
+)
+PALM = dataclasses.replace(
+    LLAMA, norm="layernorm", block="parallel", num_kv_heads=1, tied_embeddings=True
+)
+CHOICES = {
+    "gpt2": DecoderConfig(d_ff=300, activation="relu"),
+    "llama": LLAMA,
+    "mistral": dataclasses.replace(LLAMA, attention=AttentionConfig(pattern="window:32")),
+    "mixtral": dataclasses.replace(LLAMA, experts=ExpertsConfig(count=4)),
+    "cohere": dataclasses.replace(PALM, embedding=EmbeddingConfig(logit_scale=0.5)),
+    "gpt_neox": DecoderConfig(
+        positions="rotary",
+        rotary=RotaryConfig(fraction=0.25),
+        block="parallel_two_norms",
+        tied_embeddings=False,
+    ),
+    "gpt_neo": DecoderConfig(
+        biases="output", attention=AttentionConfig(scale="one", pattern="causal/window:8")
+    ),
+    "bloom": DecoderConfig(positions="alibi", embedding=EmbeddingConfig(norm=True)),
+    "openai-gpt": DecoderConfig(block="post"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_family_that_computes_the_same_is_found(name):
+    config = CHOICES[name]
+    assert choose(config).name == name
+    stacked = dataclasses.replace(config, layers="scan", remat="block", dropout=0.1)
+    assert choose(stacked).name == name
+
+
+@pytest.mark.parametrize(
+    "config,line",
+    [
+        (DecoderConfig(attention=AttentionConfig(pattern="strided:8")), r"pattern = 'strided:8'"),
+        (dataclasses.replace(LLAMA, block="post"), r"no family of checkpoints has model\.block"),
+        (DecoderConfig(positions="relative_bias"), r"has model\.positions = 'relative_bias'"),
+        (DecoderConfig(parametrization="mup"), r"has model\.parametrization = 'mup'"),
+        (dataclasses.replace(LLAMA, activation="relu"), r"model\.activation = 'relu'"),
+    ],
+)
+def test_a_config_that_no_family_has_is_one_line(config, line):
+    with pytest.raises(BadInput, match=line) as error:
+        choose(config)
+    assert "\n" not in str(error.value) and "nearest: " in str(error.value)
+
+
+def test_a_family_that_does_not_fit_or_is_none(tmp_path):
+    with pytest.raises(BadInput, match=r"gpt2 has no .*model\.positions = 'rotary'"):
+        choose(LLAMA, "gpt2")
+    with pytest.raises(BadInput, match="family is 'lama'; did you mean 'llama'"):
+        choose(LLAMA, "lama")
+    with pytest.raises(BadInput, match=r"exists; give the name of a folder that does not"):
+        export(LLAMA, {}, tmp_path)
+    with pytest.raises(BadInput, match="dtype is 'int8'"):
+        export(LLAMA, {}, tmp_path / "x", dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_stays_of_an_export_that_failed(folder, tmp_path):
+    found = load(f"hf:{folder('gpt2')[0]}")
+    del found.params["layer_1"]["mlp"]["down"]
+    with pytest.raises(KeyError):
+        export(found.config, found.params, tmp_path / "deep" / "out")
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_large_ones_are_written_in_shards_and_stacked_ones_as_layers(folder, tmp_path):
+    path, tokens, wanted = folder("mixtral")
+    one = load(f"hf:{path}")
+    config = dataclasses.replace(one.config, layers="scan")
+    stacked = load(f"hf:{path}", config=config)
+    export(config, stacked.params, tmp_path / "out", shard_bytes=8000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    again = load(f"hf:{tmp_path / 'out'}")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one.params, again.params))
+    assert_close(computed(again, tokens), wanted)
+
+
+def test_a_run_and_its_tokenizer_by_the_command(tiny, tmp_path, capsys):
+    train = {"steps": 1, "sample_tokens": 0, "eval_batches": 1}
+    model = {"norm": "rmsnorm", "activation": "swiglu", "biases": "none", "num_layers": 1}
+    run = gptjax.fit(changed(tiny, train=train, model=model), tmp_path / "run")
+    out = tmp_path / "out"
+    assert main(["export", str(run.workdir), str(out), "--family=gpt2"]) == 2
+    assert "gpt2 has no model.positions = 'rotary'" in capsys.readouterr().err
+    assert main(["export", str(run.workdir), str(out), "--dtype=bfloat16"]) == 0
+    assert "LlamaForCausalLM in bfloat16" in capsys.readouterr().out
+    found = load(f"hf:{out}")
+    assert found.tokenizer.vocab_size == 257
+    assert list(found.tokenizer.encode("ab")) == [97, 98]
+    ids = json.loads((out / "generation_config.json").read_text())
+    assert ids["eos_token_id"] == 256
+    assert main(["export", f"hf:{out}", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["show", f"hf:{out}"]) == 0
+    assert "model.positions = rotary" in capsys.readouterr().out
+
+
+def test_families_write_what_they_read():
+    for name, family in FAMILIES.items():
+        assert family.name == name and family.architecture.endswith(("LM", "Model", "Modeling"))
