@@ -16,14 +16,13 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.evaluation.decode import (
-    Weights,
+    as_multiplied,
     begun,
     cache_length,
     everywhere,
     next_logits,
     on_mesh,
     rows_of,
-    weights_for,
 )
 from gptjax.evaluation.generate import checked_prompts, checked_vocabulary, groups, room
 from gptjax.models.config import DecoderConfig
@@ -82,14 +81,14 @@ def normalised(logprob, tokens, penalty):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "vocab"), donate_argnames=("search",))
-def _searched(weights: Weights, search: Search, bounds: Bounds, *, config, vocab: int) -> Search:
+def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int) -> Search:
     beams, batch, _ = search.tokens_KBL.shape
 
     def step(s: Search) -> Search:
         i = s.index
         last_KB = jax.lax.dynamic_index_in_dim(s.tokens_KBL, i - 1, axis=2, keepdims=False)
         last_R1 = last_KB.reshape(beams * batch, 1)
-        logits_RV, cache = next_logits(config, weights, last_R1, s.cache, vocab)
+        logits_RV, cache = next_logits(config, params, last_R1, s.cache, vocab)
         logprob_KBV = jax.nn.log_softmax(logits_RV, -1).reshape(beams, batch, vocab)
         logprob_KBV = s.logprob_KB[:, :, None] + logprob_KBV
         flat_BW = jnp.moveaxis(logprob_KBV, 1, 0).reshape(batch, beams * vocab)
@@ -201,7 +200,7 @@ def beam_search(
     found: dict[int, list[Beam]] = {}
     params, mesh = on_mesh(params, mesh)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-        weights = weights_for(config, params)
+        params = as_multiplied(config, params)
         for group in groups([len(prompt) for prompt in prompts], max(batch_size // beams, 1)):
             mine = [prompts[i] for i in group]
             lengths = np.array([len(prompt) for prompt in mine], np.int32)
@@ -211,15 +210,15 @@ def beam_search(
                 jnp.float32(length_penalty), jnp.int32(stop_token),
             )  # fmt: skip
             length = cache_length(config, int(limits.max()))
-            search = _begun(config, weights, mine, length, beams)
-            search = _searched(weights, search, bounds, config=config, vocab=vocab)
+            search = _begun(config, params, mine, length, beams)
+            search = _searched(params, search, bounds, config=config, vocab=vocab)
             for i, result in zip(group, _ranked(search, bounds, num_results), strict=True):
                 found[i] = result
     return [found[i] for i in range(len(prompts))]
 
 
-def _begun(config, weights, prompts: list[np.ndarray], length: int, beams: int) -> Search:
-    state, shape = begun(config, weights, prompts, length, beams), (beams, len(prompts))
+def _begun(config, params, prompts: list[np.ndarray], length: int, beams: int) -> Search:
+    state, shape = begun(config, params, prompts, length, beams), (beams, len(prompts))
     # One beam is the prompt; the others are like it and count for nothing.
     logprob_KB = np.full(shape, NEVER, np.float32)
     logprob_KB[0] = 0.0

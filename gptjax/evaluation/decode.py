@@ -7,7 +7,7 @@ keys and values are written where they stand.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,11 @@ from gptjax.models.decoder import Decoder, empty_cache, logits
 from gptjax.models.layers import Cache
 from gptjax.ops.attention import Slots
 from gptjax.ops.patterns import Causal
-from gptjax.ops.shards import backend, explicit_mesh, reshard, spec_of
+from gptjax.ops.shards import explicit_mesh, reshard, spec_of
 from gptjax.parallel import Rules, place
 
 # Few sequences are decoded at once: they are not split over devices, the weights still are.
 DECODE_RULES = Rules(batch=())
-
-
-class Weights(NamedTuple):
-    """A model's parameters, and its head [D, V] where decoding is faster with a copy like that."""
-
-    params: Any
-    head_DV: jax.Array | None
 
 
 class Top(NamedTuple):
@@ -92,34 +85,28 @@ def _dense(config: DecoderConfig) -> bool:
     return all(isinstance(pattern, Causal) for pattern in config.attention.patterns)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _head(params, *, config):
-    out = Decoder(config, DECODE_RULES).apply({"params": params}, jnp.zeros((1, 1), jnp.int32))
-    return out.head_VD.T
+FLOAT32 = ("router",)  # parameters that are multiplied in float32 whatever else is
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _cast(params, *, dtype):
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+def as_multiplied(config: DecoderConfig, params):
+    """The parameters in the dtype that they are multiplied in, so that no step casts them."""
+
+    def due(path, leaf) -> bool:
+        return leaf.dtype != config.compute_dtype and path[-1].key not in FLOAT32
+
+    if not any(jax.tree.leaves(jax.tree_util.tree_map_with_path(due, params))):
+        return params
+
+    def cast(path, leaf):
+        return leaf.astype(config.compute_dtype) if due(path, leaf) else leaf
+
+    return jax.jit(lambda params: jax.tree_util.tree_map_with_path(cast, params))(params)
 
 
-def weights_for(config: DecoderConfig, params) -> Weights:
-    """The weights as the loop reads them fastest: in the dtype they are multiplied in.
-
-    XLA's products on a CPU want the head as [D, V]: a third of a small model's time. GPUs and TPUs
-    multiply either form alike and keep the one copy.
-    """
-    if any(leaf.dtype != config.compute_dtype for leaf in jax.tree.leaves(params)):
-        params = _cast(params, dtype=config.compute_dtype)
-    return Weights(params, _head(params, config=config) if backend() == "cpu" else None)
-
-
-def next_logits(config: DecoderConfig, weights: Weights, tokens_B1, cache: Cache, vocab: int):
+def next_logits(config: DecoderConfig, params, tokens_B1, cache: Cache, vocab: int):
     """Logits [B, vocab] after one more token in every row, whole on every device, and the cache."""
     model = Decoder(config, DECODE_RULES)
-    out = model.apply({"params": weights.params}, tokens_B1, cache=cache)
-    if weights.head_DV is not None:
-        out = out._replace(head_VD=weights.head_DV.T)
+    out = model.apply({"params": params}, tokens_B1, cache=cache)
     logits_BV = logits(out, DECODE_RULES)[:, 0]
     if explicit_mesh() is not None:  # sampling sorts rows, so they are made whole
         logits_BV = reshard(logits_BV, jax.P(None, None))
@@ -127,7 +114,7 @@ def next_logits(config: DecoderConfig, weights: Weights, tokens_B1, cache: Cache
 
 
 @functools.partial(jax.jit, static_argnames=("config", "size", "copies"))
-def prefilled(weights: Weights, tokens_BL, known, *, config, size: int, copies: int = 1) -> Cache:
+def prefilled(params, tokens_BL, known, *, config, size: int, copies: int = 1) -> Cache:
     """The cache after the first `known` (at most `size`) of the tokens, every row `copies` times.
 
     Row b stands at b, B + b, 2 B + b and so on.
@@ -136,7 +123,7 @@ def prefilled(weights: Weights, tokens_BL, known, *, config, size: int, copies: 
     cache = empty_cache(config, batch, length, DECODE_RULES)
     if size:
         model = Decoder(config, DECODE_RULES)
-        cache = model.apply({"params": weights.params}, tokens_BL[:, :size], cache=cache).cache
+        cache = model.apply({"params": params}, tokens_BL[:, :size], cache=cache).cache
 
     def copied(x):
         return jnp.concatenate([x] * copies, axis=x.ndim - 4)
@@ -163,7 +150,7 @@ def rows_of(cache: Cache, rows_B) -> Cache:
     jax.jit, static_argnames=("config", "method", "vocab"), donate_argnames=("state",)
 )
 def run(
-    weights: Weights, state: State, request: Request, until, *, config, method: Method, vocab: int
+    params, state: State, request: Request, until, *, config, method: Method, vocab: int
 ) -> State:
     """The state with tokens known up to `until`, or until every row is done."""
     places_L = jnp.arange(state.tokens_BL.shape[1])
@@ -174,7 +161,7 @@ def run(
     def one(state: State) -> State:
         i, tokens_BL = state.index, state.tokens_BL
         last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BL, i - 1, 1, axis=1)
-        logits_BV, cache = next_logits(config, weights, last_B1, state.cache, vocab)
+        logits_BV, cache = next_logits(config, params, last_B1, state.cache, vocab)
         scores_BV = logits_BV
         if method.penalised:
             known_L = (places_L < i)[None]
@@ -213,7 +200,7 @@ def _noted(top: Top, logits_BV, token_B, index) -> Top:
 
 def begun(
     config: DecoderConfig,
-    weights: Weights,
+    params,
     prompts: list[np.ndarray],
     length: int,
     copies: int = 1,
@@ -226,7 +213,7 @@ def begun(
     known = min(len(prompt) for prompt in prompts) - 1
     size = prefill_size(config, known, length)
     cache = prefilled(
-        weights, jnp.asarray(tokens_BL), jnp.int32(known), config=config, size=size, copies=copies
+        params, jnp.asarray(tokens_BL), jnp.int32(known), config=config, size=size, copies=copies
     )
     rows = len(prompts) * copies
     noted = None

@@ -16,12 +16,12 @@ from gptjax.errors import BadInput
 from gptjax.evaluation.decode import (
     Request,
     State,
+    as_multiplied,
     begun,
     cache_length,
     everywhere,
     on_mesh,
     run,
-    weights_for,
 )
 from gptjax.evaluation.sampling import Sampling
 from gptjax.models.config import DecoderConfig
@@ -141,7 +141,7 @@ def generate_rows(
     rows: dict[int, Row] = {}
     params, mesh = on_mesh(params, mesh)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-        weights = weights_for(config, params)
+        params = as_multiplied(config, params)
         for group in groups([len(prompt) for prompt in prompts], max(batch_size // num_samples, 1)):
             mine = [prompts[i] for i in group]
             lengths = np.tile([len(prompt) for prompt in mine], num_samples)
@@ -154,12 +154,12 @@ def generate_rows(
                 jnp.int32(stop_token),
             )
             length = cache_length(config, int(limits.max()))
-            state = begun(config, weights, mine, length, num_samples, top)
+            state = begun(config, params, mine, length, num_samples, top)
             # Row j of the batch is sample j // B of the group's prompt j mod B.
             places = [i * num_samples + sample for sample in range(num_samples) for i in group]
             heard = _Heard(places, lengths, stop_token, on_tokens)
             options = {"config": config, "method": sampling.method, "vocab": vocab}
-            state = _driven(weights, state, request, limits, heard, every, clock, options)
+            state = _driven(params, state, request, limits, heard, every, clock, options)
             for j, row in enumerate(_finished(state, lengths, limits, stop_token, heard.ended)):
                 rows[places[j]] = row
     return [rows[i] for i in range(len(prompts) * num_samples)]
@@ -171,11 +171,11 @@ def keys_of(seed: int, samples_B):
     return fold(jax.random.key(seed), jnp.asarray(samples_B, jnp.uint32))
 
 
-def _driven(weights, state: State, request, limits, heard, every, clock, options) -> State:
+def _driven(params, state: State, request, limits, heard, every, clock, options) -> State:
     """Runs the loop to its end, in pieces where somebody listens."""
     end, begin = int(limits.max()), time.perf_counter()
     index = int(np.min(request.lengths_B)) + 1
-    state = run(weights, state, request, jnp.int32(index), **options)
+    state = run(params, state, request, jnp.int32(index), **options)
     index = int(state.index)
     if clock is not None:
         clock.first_seconds += time.perf_counter() - begin
@@ -186,7 +186,7 @@ def _driven(weights, state: State, request, limits, heard, every, clock, options
         if index >= end or bool(np.all(state.done_B)):
             break
         until = min(index + every, end) if heard.listener else end
-        state = run(weights, state, request, jnp.int32(until), **options)
+        state = run(params, state, request, jnp.int32(until), **options)
         index = int(state.index)
     if clock is not None:
         clock.seconds += time.perf_counter() - begin

@@ -17,7 +17,7 @@ from gptjax.models.experts import Routing, mean_routing, routing_loss
 from gptjax.models.layers import Block, Cache, Dropout, Inputs, Norm
 from gptjax.models.parameters import init_std, normal, weight, zeros
 from gptjax.ops.attention import Slots, slots_of
-from gptjax.ops.linear import PRODUCT, project
+from gptjax.ops.linear import PRODUCT, project, unembed
 from gptjax.ops.patterns import Pattern
 from gptjax.ops.relative import distance_buckets
 from gptjax.parallel import DEFAULT_RULES, Rules, place
@@ -250,7 +250,7 @@ def logits(output: Output, rules: Rules = DEFAULT_RULES):
     h, w = output.hidden_BTD, output.head_VD
     shape = (*h.shape[:2], w.shape[0])
     spec = activation_spec(("batch", "seq", "vocab"), shape, rules)
-    out = jnp.einsum("btd,vd->btv", h, w, preferred_element_type=jnp.float32, out_sharding=spec)
+    out = unembed(h, w, out_sharding=spec)
     bias_V = output.head_bias_V
     return out if bias_V is None else out + bias_V.astype(jnp.float32)[None, None]
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from gptjax.ops.shards import axes_of, explicit_mesh, reshard, spec_of, without
+from gptjax.ops.shards import axes_of, backend, explicit_mesh, reshard, spec_of, without
 
+FEW_ROWS = 64  # beside which packing a table of words costs more than the product
 PRODUCT = "product"  # the name by which a rematerialisation policy keeps these results
 
 
@@ -43,6 +44,26 @@ def project(x, w, *, contract: int = 1, out_sharding: P | None = None):
     x = _reshaped(x, (math.prod(lead), inner), specs.x)
     w = _reshaped(w, (inner, math.prod(tail)), specs.w)
     return _reshaped(checkpoint_name(_product(specs, x, w), PRODUCT), (*lead, *tail), out_sharding)
+
+
+def unembed(h_BTD, w_VD, *, out_sharding: P | None = None):
+    """Hidden states times every row of a table: [B, T, V], summed and returned in float32.
+
+    XLA:CPU packs the right side of a product anew each time, which for a few rows of h is most of
+    the work: the table stands on the left then, and a barrier keeps the compiler from exchanging
+    the two again.
+    """
+    few = h_BTD.shape[0] * h_BTD.shape[1] <= FEW_ROWS and backend() == "cpu"
+    if few and explicit_mesh() is None:
+        out_VBT = jnp.einsum("vd,btd->vbt", w_VD, h_BTD, preferred_element_type=jnp.float32)
+        return jnp.moveaxis(jax.lax.optimization_barrier(out_VBT), 0, -1)
+    return jnp.einsum(
+        "btd,vd->btv",
+        h_BTD,
+        w_VD,
+        preferred_element_type=jnp.float32,
+        out_sharding=out_sharding,
+    )
 
 
 class _FlatSpecs(NamedTuple):
