@@ -1,5 +1,6 @@
 """Experiments by name; every registered one is sound."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -22,13 +23,23 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = registry.names()
 SWEEPS = [name for name in NAMES if isinstance(registry.get(name), registry.Sweep)]
 EXPERIMENTS = [name for name in NAMES if name not in SWEEPS]
-# Sizes of one function differ in numbers only: the last of each stands for all.
-SIZED = {f.func: name for name, f in registry._functions.items() if hasattr(f, "func")}
-TRACED = [
-    name
-    for name in EXPERIMENTS
-    if not hasattr(registry._functions[name], "func") or name in SIZED.values()
-]
+# Of the many sizes of published systems, one for every form: of equal ones the last.
+SIZED = [name for name in EXPERIMENTS if hasattr(registry._functions[name], "func")]
+OWN = [name for name in EXPERIMENTS if name not in SIZED]
+
+
+def form(name):
+    """An experiment's model without its numbers."""
+    model = registry.get(name).model
+    sizes = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads", "d_ff")
+    embedding = dataclasses.replace(model.embedding, logit_scale=1.0)
+    return dataclasses.replace(
+        model, **dict.fromkeys((*sizes, "norm_epsilon"), 0), embedding=embedding
+    )
+
+
+FORMS = {form(name): name for name in SIZED}
+TRACED = OWN + [FORMS[model] for model in FORMS if model not in map(form, OWN)]
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -64,7 +75,7 @@ def test_every_gradient_traces_on_an_abstract_mesh(name, shape=(2, 2, 2)):
     experiment = registry.get(name)
     rows = math.prod(shape[:2]) * experiment.optim.accumulation
     experiment = changed(experiment, data={"batch_size": rows})
-    if name in SIZED.values():  # pieces of attention take long to trace
+    if name in SIZED:  # pieces of attention take long to trace
         experiment = changed(experiment, data={"sequence_length": 512})
     if experiment.mesh_refusal(*shape):  # GPT-2 XL has 25 heads
         shape = (shape[0], shape[1] * shape[2], 1)
