@@ -168,7 +168,7 @@ class Leaf:
         ranges = [(low, high) for low, high, _ in spans]
         lead, inner = ranges[: len(self.lead)], tuple(ranges[len(self.lead) :])
         if not lead:
-            return self.pieces[0].read(fetch, inner).astype(dtype)
+            return self.pieces[0].read(fetch, inner).astype(dtype, copy=False)
         out = np.empty([high - low for low, high in ranges], dtype)
         for at in itertools.product(*(range(*span) for span in lead)):
             piece = self.pieces[np.ravel_multi_index(at, self.lead)]

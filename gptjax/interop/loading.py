@@ -83,7 +83,8 @@ def load(
 ) -> Pretrained:
     """The model in a checkpoint of others: `hf:`, `gguf:`, `meta:` or `tf:` and its path.
 
-    dtype: of the parameters and of the computation. mesh: where they go, one device by default.
+    dtype: of the parameters, and with bfloat16 also of the computation. mesh: where they go, one
+    device by default; rules: how they are split over it.
     config: the same model with other choices of training or speed, such as layers="scan".
     tokenizer: whether the checkpoint's own is read, where it has one.
 
