@@ -46,7 +46,7 @@ def check(kernel: str, case: Case) -> None:
 
 
 @given(seed=seeds)
-@examples(15)
+@examples(8)
 def test_dense(seed):
     check("dense", drawn_case(seed))
 
@@ -64,7 +64,7 @@ def small_lists(monkeypatch):
 
 
 @given(seed=seeds)
-@examples(10)
+@examples(6)
 def test_block_list(seed, small_lists):
     check("block_list", drawn_case(seed, value_sizes=False))
 
@@ -79,7 +79,7 @@ def stand_in(monkeypatch):
 
 
 @given(seed=seeds)
-@examples(15)
+@examples(8)
 def test_cudnn(seed, stand_in):
     abilities = {"value_sizes": False, "segments": False, "slopes": False}
     check("cudnn", drawn_case(seed, dtypes=("float32",), **abilities))
@@ -94,7 +94,7 @@ def test_splash(seed, small_grids):
 
 
 @given(seed=seeds)
-@examples(10)
+@examples(6)
 def test_cached_decoding(seed):
     """Positions in chunks of a few sizes at random, with the slots that the pattern asks for."""
     case = drawn_case(seed, causal=True, longest=70, segments=False, dtypes=("float32",))
