@@ -122,3 +122,28 @@ def test_the_script_itself(folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith("é"), done.stderr
     assert done.stderr.startswith("4 tokens") or "tokens: the first" in done.stderr
+
+
+def test_weights_of_others(tmp_path, capsys):
+    """A folder in Hugging Face's format, without a tokenizer: ids in, ids out."""
+    pytest.importorskip("safetensors")
+    import jax
+
+    from gptjax.evaluation.generate import generate
+    from gptjax.interop import export
+    from gptjax.models.decoder import init_params
+
+    config = gptjax.DecoderConfig(
+        vocab_size=31, context_length=16, num_layers=1, d_model=16, num_heads=2
+    )
+    params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
+    export(config, params, tmp_path / "hf")
+    (tmp_path / "ids.jsonl").write_text('{"ids": [1, 2, 3]}\n')
+    source, out = f"--from=hf:{tmp_path / 'hf'}", tmp_path / "out.jsonl"
+    arguments = [source, f"--prompts={tmp_path / 'ids.jsonl'}", "--temperature=0"]
+    assert main([*arguments, "--max_tokens=5", f"--output={out}"]) == 0
+    expected = generate(config, params, [[1, 2, 3]], 5, temperature=0.0)[0]
+    assert json.loads(out.read_text())["tokens"] == expected.tolist()
+    capsys.readouterr()
+    assert main([source, "--prompt=a"]) == 2
+    assert "without a tokenizer" in capsys.readouterr().err
