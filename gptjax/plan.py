@@ -229,6 +229,8 @@ def settled(plan: Plan) -> dict[str, str]:
     means = {
         "model.attention.base_head_dim": (0, "of muP alone"),
         "optim.vector_lr": (0, "of Muon alone"),
+        "model.experts.count": (0, "none: every layer is dense"),
+        "model.experts.capacity": (0, "as many as come: no token is dropped"),
         "data.max_bytes": (0, "all of the corpus"),
         "data.epochs": (0, "as many as the run needs"),
         "data.workers": (0, "none reads ahead"),
@@ -307,7 +309,7 @@ def show(plan: Plan) -> None:
         flops.add_row(name, short(getattr(f, name)), short(3 * getattr(f, name)))
     flops.add_row("total", short(f.forward), short(f.training))
     console.print(flops)
-    rule = 6 * c.total
+    rule = 6 * c.active
     kernels = kernels_line(e, tuple(plan.mesh_shape.values()), plan.devices_here, plan.kernel)
     console.print(
         f"training: {e.steps} steps x {e.tokens_per_step} tokens = {short(e.tokens)} tokens, "

@@ -259,7 +259,7 @@ class Ledger:
         return {
             "tokens": tokens,
             "flops": self.flops_per_token * tokens,
-            "flops_6nd": 6 * self.counts.total * tokens,
+            "flops_6nd": 6 * self.counts.active * tokens,
         }
 
     def headline(self) -> str:
