@@ -7,7 +7,8 @@ call prepares with it; compilation and the first two calls are not timed. Every 
 process of its own with two threads; rounds are interleaved, a side's rate is the median over rounds
 and a ratio the median of the ratios within a round, given with its quartiles. Trust ratios only
 where other processes took next to nothing; CPU seconds bear more, if PyTorch's threads sleep while
-they wait (OMP_WAIT_POLICY=passive). PyTorch and transformers must be installed; they are no dependencies of gptjax. Results stand in RESULTS.md.
+they wait (OMP_WAIT_POLICY=passive). PyTorch and transformers must be installed; they are no
+dependencies of gptjax. Results stand in RESULTS.md.
 """
 
 import argparse
@@ -145,25 +146,13 @@ class Worker:
         self.process.wait()
 
 
-def busy_seconds() -> float:
-    """CPU seconds this machine has spent on anything so far; 0 where /proc does not tell."""
-    try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    except OSError:
-        return 0.0
-    idle = int(fields[3]) + int(fields[4])  # idle, and waiting for a disk
-    return (sum(map(int, fields[:8])) - idle) / os.sysconf("SC_CLK_TCK")
-
-
 def compare(batch: int, given) -> None:
     """Runs the rounds of one batch size and prints its rows."""
     workers = {side: Worker(side, batch, given) for side in given.sides}
-    began, busy = time.perf_counter(), busy_seconds()
     try:
         for _ in range(given.rounds):
             for worker in workers.values():
                 worker.round()
-        took, busy = time.perf_counter() - began, busy_seconds() - busy
     finally:
         for worker in workers.values():
             worker.stop()
@@ -183,9 +172,7 @@ def compare(batch: int, given) -> None:
             f"{middle:.2f} ({low:.2f} to {high:.2f}) |",
             flush=True,
         )
-    own = sum(answer["cpu_s"] for worker in workers.values() for answer in worker.answers)
-    others = max(busy - own, 0.0) / took
-    print(f"# batch {batch}: other processes took {others:.2f} cores of {os.cpu_count()} meanwhile")
+    print(f"# batch {batch}: load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 def main() -> None:
