@@ -5,9 +5,10 @@ weights that sum to 1 (arXiv 2401.04088). Logits and probabilities of the router
 
 With a capacity an expert takes `ExpertsConfig.slots` tokens of a sequence, the earlier ones first
 and of one token its likelier choice; the rest pass by on the residual stream. A sequence is the
-group of arXiv 2006.16668, so nothing depends on the batch, its microbatches or the mesh, and no
-later token displaces an earlier one, as there (all first choices before all second) it may. With a
-cache, which knows nothing of earlier loads, no token is dropped.
+group of arXiv 2006.16668, so what is dropped depends neither on the batch, its microbatches nor the
+mesh, and no later token displaces an earlier one, as there (all first choices before all second) it
+may. With a cache, which knows nothing of earlier loads, no token is dropped. Loads are balanced
+over a whole microbatch.
 
 On a mesh experts are split over `tensor`: every device has the tokens of its rows and computes
 those that chose its experts, and the results are added up. `fsdp` shards the experts' storage and
