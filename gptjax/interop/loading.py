@@ -193,7 +193,7 @@ def _check_folder(path: Path, kind: str) -> None:
 
 def _named(fields: Fields) -> Family:
     name = fields.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         near = did_you_mean(str(name), FAMILIES)
         raise BadInput(
             f"{fields.source}: model_type is {name!r}, which no model here has{near} "

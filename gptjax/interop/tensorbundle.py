@@ -5,6 +5,7 @@ say where each tensor lies (tensorflow/core/util/tensor_bundle). The same names 
 in safetensors are read too, as converters leave them.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,39 +29,38 @@ class BundleStore(Store):
     def __init__(self, path: Path):
         self.source = str(path)
         try:
-            entries = {k.decode(): v for k, v in _table(path.read_bytes())}
-            header = _message(entries.pop(""))
-        except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
+            entries = {k.decode(): _message(v) for k, v in _table(path.read_bytes())}
+            shards = _number(entries.pop(""), 1, 1)
+            self._entries = {name: _entry(fields) for name, fields in entries.items()}
+        except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             raise BadInput(f"{path} is damaged, cut short or no index: {error}") from None
-        shards = int(header.get(1, [1])[0])
-        parts = [path.with_suffix(f".data-{n:05d}-of-{shards:05d}") for n in range(shards)]
-        self._data = []
+        self.shapes = {name: shape for name, (shape, *_) in self._entries.items()}
+        parts = [
+            path.with_suffix(f".data-{n:05d}-of-{shards:05d}") for n in range(min(shards, 10**5))
+        ]
         for part in parts:
             if not part.is_file():
                 raise BadInput(f"{part} is missing")
-            self._data.append(np.memmap(part, np.uint8, "r") if part.stat().st_size else b"")
-        self.shapes, self._entries = {}, {}
-        for name, value in entries.items():
-            entry = _message(value)
-            dims = [_message(dim) for dim in _message(entry.get(2, [b""])[0]).get(2, [])]
-            self.shapes[name] = tuple(int(dim.get(1, [0])[0]) for dim in dims)
-            kind, shard, offset, size = (int(entry.get(n, [0])[0]) for n in (1, 3, 4, 5))
-            self._entries[name] = kind, shard, offset
-            if shard >= shards or offset + size > len(self._data[shard]):
+        sizes = [part.stat().st_size for part in parts]
+        self._data = [
+            np.memmap(p, np.uint8, "r") if n else b"" for p, n in zip(parts, sizes, strict=True)
+        ]
+        for name, (shape, kind, shard, offset, size) in self._entries.items():
+            known = np.dtype(DTYPES.get(kind, np.uint8)).itemsize
+            if shard >= len(parts) or (kind in DTYPES and size != math.prod(shape) * known):
+                raise BadInput(f"{path} is damaged: its entry of the tensor {name!r} cannot be")
+            if offset + size > sizes[shard]:
                 raise BadInput(
-                    f"{parts[min(shard, shards - 1)]} is cut short: the tensor {name!r} ends at "
-                    f"byte {offset + size}"
+                    f"{parts[shard]} is cut short: the tensor {name!r} ends at byte {offset + size}"
                 )
 
     def kind(self, name: str) -> str | None:
-        found = self._entries[name][0]
+        found = self._entries[name][1]
         return None if found in DTYPES else NAMES.get(found, f"DataType {found}")
 
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
-        kind, shard, offset = self._entries[name]
-        dtype, shape = np.dtype(DTYPES[kind]), self.shapes[name]
-        size = int(np.prod(shape)) * dtype.itemsize
-        whole = self._data[shard][offset : offset + size].view(dtype).reshape(shape)
+        shape, kind, shard, offset, size = self._entries[name]
+        whole = self._data[shard][offset : offset + size].view(DTYPES[kind]).reshape(shape)
         return np.array(whole[tuple(slice(*span) for span in ranges)])
 
 
@@ -125,6 +125,20 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         at += fresh
         yield key, block[at : at + length]
         at += length
+
+
+def _entry(fields: dict[int, list]) -> tuple[tuple[int, ...], int, int, int, int]:
+    """Shape, dtype, file, first byte and bytes of a tensor."""
+    dims = _message(fields.get(2, [b""])[0]).get(2, [])
+    shape = tuple(_number(_message(dim), 1) for dim in dims)
+    return shape, *(_number(fields, n) for n in (1, 3, 4, 5))
+
+
+def _number(fields: dict[int, list], number: int, default: int = 0) -> int:
+    value = fields.get(number, [default])[0]
+    if type(value) is not int:
+        raise ValueError(f"field {number} is no number")
+    return value
 
 
 def _message(data: bytes) -> dict[int, list]:

@@ -14,10 +14,11 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import save_file
 
 from gptjax.errors import BadInput
-from gptjax.interop import load, read_config
+from gptjax.interop import FAMILIES, load, read_config
+from gptjax.interop.fields import Fields
 from gptjax.models.decoder import param_axes
 from gptjax.parallel import DEFAULT_RULES, MeshConfig, make_mesh
-from tests.interop.conftest import REFERENCES, assert_close, computed, stored, write
+from tests.interop.conftest import NAMES, REFERENCES, assert_close, computed, stored, write
 from tests.interop.make_references import HPARAMS, tensorflow_names
 
 
@@ -295,6 +296,22 @@ def test_a_config_that_does_not_fit_is_one_line(changes, line, folder):
     with pytest.raises(BadInput, match=line) as error:
         load(f"hf:{path}")
     assert "\n" not in str(error.value)
+
+
+STRANGE = ([], {}, "x", -1, 0, 1.5, True, [[1]], 10**400, float("nan"))
+
+
+def test_strange_values_are_refused_in_one_line():
+    """In whatever field: a config is read or refused, nothing else."""
+    for name in NAMES:
+        config = stored(name)[0]
+        family = FAMILIES[config["model_type"]]
+        for key in config:
+            for value in STRANGE:
+                try:
+                    family.read(Fields(config | {key: value}, "config.json")).validate()
+                except BadInput as error:
+                    assert "\n" not in str(error)
 
 
 def test_damage_pickles_and_types(tmp_path):

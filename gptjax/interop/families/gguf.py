@@ -37,7 +37,7 @@ def read_llama(f: Fields) -> DecoderConfig:
     """LLaMA, and Mixtral, which has the same architecture there."""
     f.only(**{"rope.scaling.type": "none"})
     d_model, heads = f.count("embedding_length"), f.count("attention.head_count")
-    size = f.count("attention.key_length", d_model // heads)
+    size = f.count("attention.key_length", max(d_model // heads, 1))
     f.only(**{"attention.value_length": size})
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),

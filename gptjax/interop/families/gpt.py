@@ -149,15 +149,7 @@ IMAGE_GPT = Family(
 
 def read_gpt_neo(f: Fields) -> DecoderConfig:
     """gpt_neo: scores are not scaled, every other layer has a window."""
-    kinds = f.get("attention_layers", None)
-    if kinds is None:
-        parts = f.get("attention_types", [[["global", "local"], f.count("num_layers") // 2]])
-        kinds = [kind for names, count in parts for _ in range(count) for kind in names]
-    if set(kinds) - {"global", "local"} or len(kinds) != f.count("num_layers"):
-        raise BadInput(
-            f"{f.source}: attention_types names {kinds}; give global or local for each of "
-            f"{f.count('num_layers')} layers"
-        )
+    kinds = their_kinds(f)
     period = next(
         p for p in range(1, len(kinds) + 1) if all(k == kinds[i % p] for i, k in enumerate(kinds))
     )
@@ -177,6 +169,25 @@ def read_gpt_neo(f: Fields) -> DecoderConfig:
             scale="one", pattern="/".join(patterns[k] for k in kinds[:period])
         ),
     )
+
+
+def their_kinds(f: Fields) -> list[str]:
+    """global or local for every layer, as one list or as turns with their counts."""
+    count = f.count("num_layers")
+    try:
+        kinds = list(f.get("attention_layers", ()))
+        if not kinds:
+            parts = f.get("attention_types", [[["global", "local"], count // 2]])
+            kinds = [kind for names, repeats in parts for kind in list(names) * min(repeats, count)]
+        known = len(kinds) == count and all(kind in ("global", "local") for kind in kinds)
+    except (TypeError, ValueError, OverflowError, MemoryError):
+        known = False
+    if not known:
+        raise BadInput(
+            f"{f.source}: attention_types is {f.get('attention_types', None)!r}; give global or "
+            f"local for each of {count} layers"
+        )
+    return kinds
 
 
 def write_gpt_neo(c: DecoderConfig) -> dict:
@@ -226,7 +237,7 @@ def read_gptj(f: Fields) -> DecoderConfig:
     return DecoderConfig(
         **own,
         positions="rotary",
-        rotary=RotaryConfig(fraction=turned / (own["d_model"] // own["num_heads"])),
+        rotary=RotaryConfig(fraction=turned / max(own["d_model"] // own["num_heads"], 1)),
         block="parallel",
         biases="mlp",
         activation=f.chosen("activation_function", ACTIVATIONS, "gelu_new"),

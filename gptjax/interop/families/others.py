@@ -130,7 +130,7 @@ def read_xlnet(f: Fields) -> DecoderConfig:
         )
     f.only(clamp_len=-1, same_length=False, bi_data=False)
     d_model, heads = f.count("d_model"), f.count("n_head")
-    size = f.count("d_head", d_model // heads)
+    size = f.count("d_head", max(d_model // heads, 1))
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),
         context_length=f.count("context_length", 512),
