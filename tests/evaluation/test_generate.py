@@ -14,6 +14,7 @@ from gptjax.errors import BadInput
 from gptjax.evaluation.generate import generate, generate_rows, groups
 from gptjax.evaluation.sampling import Sampling, filtered, penalised
 from gptjax.models.decoder import Decoder, init_params, logits
+from gptjax.ops.linear import FEW_ROWS, unembed
 from gptjax.parallel import make_mesh
 from gptjax.training.state import param_specs
 
@@ -71,6 +72,20 @@ def test_prompts_of_unequal_lengths_are_continued_as_each_alone(config):
             np.testing.assert_array_equal(row, other)
             np.testing.assert_array_equal(row, third)
     assert (together[0] != together[1]).any()  # two samples of one prompt
+
+
+def test_few_rows_times_a_table_are_those_of_many():
+    """A few rows are multiplied in another order, also for gradients."""
+    rng = np.random.default_rng(0)
+    h_BTD = rng.normal(size=(FEW_ROWS + 1, 1, 7)).astype(np.float32)
+    w_VD = rng.normal(size=(11, 7)).astype(np.float32)
+
+    def total(h_BTD):
+        return jnp.sum(jnp.sin(unembed(h_BTD, w_VD)))
+
+    for few, many in ((unembed(h_BTD[:3], w_VD), unembed(h_BTD, w_VD)[:3]),
+                      (jax.grad(total)(h_BTD[:3]), jax.grad(total)(h_BTD)[:3])):  # fmt: skip
+        np.testing.assert_allclose(few, many, atol=1e-5)
 
 
 def test_prompts_far_apart_are_decoded_apart():
