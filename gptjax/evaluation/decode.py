@@ -232,7 +232,7 @@ def on_mesh(params, mesh=None):
     A mesh of one device is none: the programs are simpler without.
     """
     kind = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    if mesh is None and isinstance(kind, jax.NamedSharding):
+    if mesh is None and isinstance(kind, jax.sharding.NamedSharding):
         mesh = kind.mesh
     if mesh is None or mesh.size > 1:
         return params, mesh
