@@ -1,9 +1,11 @@
 """A model as transformers loads it: safetensors, config.json, generation_config.json, tokenizer.
 
 A family is chosen that computes the same: the config that would be written is read back and
-compared field by field.
+compared field by field. Where there is none, one that has biases besides will do: they are
+written as zeros.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +24,7 @@ from gptjax.interop.fields import Fields, function_of, setting, unlike
 from gptjax.interop.layouts import Leaf, Piece
 from gptjax.models.config import DecoderConfig
 
+BIASES = ("biases", "embedding.head_bias")  # fields of what may be written as zeros
 SHARD = 5_000_000_000  # bytes: larger checkpoints are written in several files
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -42,7 +45,7 @@ def export(
     """
     out = check_out(out, dtype)
     chosen = choose(config, family)
-    leaves = chosen.leaves(config)
+    leaves = chosen.leaves(_with_biases(chosen, config))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -84,27 +87,52 @@ def choose(config: DecoderConfig, name: str = "") -> Family:
     for found, misses in tried.items():
         if not misses:
             return FAMILIES[found]
-    everywhere = [
-        m for m in next(iter(tried.values())) if all(m in other for other in tried.values())
-    ]
-    nearest = min(tried, key=lambda f: len(tried[f]))
-    fields = everywhere or tried[nearest]
-    said = "; ".join(f"model.{field} = {setting(config, field)!r}" for field in fields[:6])
+    for found, misses in tried.items():
+        family = FAMILIES[found]
+        if set(misses) <= {*BIASES} and not _misses(family, _with_biases(family, config)):
+            return family
+    every = list(tried.values())
+    everywhere = [field for field in every[0] if all(field in misses for misses in every)]
+    nearest = min(tried, key=lambda found: len(tried[found]))
     if name:
-        raise BadInput(f"{name} has no {said}; without --family the fitting one is looked for")
+        lost = _said(config, tried[name])
+        raise BadInput(f"{name} has no {lost}; without --family the fitting one is looked for")
+    if not everywhere:
+        lost = _said(config, tried[nearest])
+        raise BadInput(
+            f"no family of checkpoints has all of this; {nearest}, nearest, has no {lost}"
+        )
     rest = ", ".join(tried[nearest])
-    raise BadInput(f"no family of checkpoints has {said} (nearest: {nearest}, but for {rest})")
+    raise BadInput(
+        f"no family of checkpoints has {_said(config, everywhere)} (nearest: {nearest}, but for "
+        f"{rest})"
+    )
+
+
+def _said(config: DecoderConfig, fields: list[str]) -> str:
+    return "; ".join(f"model.{field} = {setting(config, field)!r}" for field in fields[:6])
 
 
 def _misses(family: Family, config: DecoderConfig) -> list[str]:
+    """The fields of a model that the family would lose."""
     try:
-        back = family.read(Fields(family.write(config), family.name))
-        misses = unlike(config, back)
-        if not misses:
-            family.leaves(config)
-        return misses
+        return unlike(config, _as_read(family, config))
     except BadInput:  # it cannot even be said, as no experts in Mixtral
         return list(function_of(config))
+
+
+def _as_read(family: Family, config: DecoderConfig) -> DecoderConfig:
+    return family.read(Fields(family.write(config), family.name))
+
+
+def _with_biases(family: Family, config: DecoderConfig) -> DecoderConfig:
+    """The model with all biases that the family has besides its own."""
+    back = _as_read(family, config)
+    found, wanted = function_of(back)["biases"], function_of(config)["biases"]
+    biases = back.biases if all(a >= b for a, b in zip(found, wanted, strict=True)) else None
+    bias = back.embedding.head_bias or config.embedding.head_bias
+    embedding = dataclasses.replace(config.embedding, head_bias=bias)
+    return dataclasses.replace(config, biases=biases or config.biases, embedding=embedding)
 
 
 def _special(config: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, int | None]:
@@ -148,6 +176,8 @@ def _share(params, leaf: Leaf, part: int) -> np.ndarray:
     """The share of one of our arrays that one of its pieces holds."""
     value = params
     for key in leaf.path.split("/"):
+        if key.endswith("bias") and key not in value:
+            return np.zeros(leaf.shape[len(leaf.lead) :], np.float32)
         value = value[key]
     return np.asarray(value[np.unravel_index(part, leaf.lead)] if leaf.lead else value)
 

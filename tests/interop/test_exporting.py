@@ -66,7 +66,7 @@ def test_the_family_that_computes_the_same_is_found(name):
     "config,line",
     [
         (DecoderConfig(attention=AttentionConfig(pattern="strided:8")), r"pattern = 'strided:8'"),
-        (dataclasses.replace(LLAMA, block="post"), r"no family of checkpoints has model\.block"),
+        (dataclasses.replace(LLAMA, block="post"), r"nearest, has no .*model\.block = 'post'"),
         (DecoderConfig(positions="relative_bias"), r"has model\.positions = 'relative_bias'"),
         (DecoderConfig(parametrization="mup"), r"has model\.parametrization = 'mup'"),
         (dataclasses.replace(LLAMA, activation="relu"), r"model\.activation = 'relu'"),
@@ -75,7 +75,23 @@ def test_the_family_that_computes_the_same_is_found(name):
 def test_a_config_that_no_family_has_is_one_line(config, line):
     with pytest.raises(BadInput, match=line) as error:
         choose(config)
-    assert "\n" not in str(error.value) and "nearest: " in str(error.value)
+    assert "\n" not in str(error.value) and "nearest" in str(error.value)
+
+
+def test_biases_that_a_family_has_besides_are_zeros(folder, tmp_path):
+    """Image GPT was trained without them; transformers has them."""
+    path, tokens, _ = folder("imagegpt")
+    found = load(f"hf:{path}")
+    config = dataclasses.replace(found.config, biases="none")
+    params = jax.tree_util.tree_map_with_path(lambda _, x: x, found.params)
+    for name in ("layer_0", "layer_1"):
+        for part in ("attention", "mlp"):
+            params[name][part] = {k: v for k, v in params[name][part].items() if "bias" not in k}
+    assert export(config, params, tmp_path / "out").name == "imagegpt"
+    again = load(f"hf:{tmp_path / 'out'}")
+    assert again.config == found.config and not again.params["layer_0"]["mlp"]["up_bias"].any()
+    plain = dataclasses.replace(found, config=config, params=params)
+    assert_close(computed(again, tokens), computed(plain, tokens))
 
 
 def test_a_family_that_does_not_fit_or_is_none(tmp_path):
