@@ -93,7 +93,7 @@ def is_block_matrix(name: str) -> bool:
 
     A router of experts is not: it is a head, of as many outputs at every width.
     """
-    return name.startswith("layer") and not re.search("bias|scale|router", name)
+    return name.startswith(("layer", "query_layer")) and not re.search("bias|scale|router", name)
 
 
 def width_multipliers(config: OptimConfig, model: DecoderConfig, params):
