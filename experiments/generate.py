@@ -46,7 +46,7 @@ class Options:
     stop: tuple[str, ...] = option((), "a string before which a text ends; repeatable")
     seed: int = option(0, "of the draws")
     explain: Literal["no", "next", "steps"] = option(
-        "no", "tables of the likeliest tokens: next ones after a prompt, or at all steps"
+        "no", "tables of the likeliest tokens: next after a prompt (--explain alone), or all steps"
     )
     output: str = option("", "a JSON-lines file with every continuation")
     begin: Literal["separator", "none"] = option(
@@ -138,6 +138,11 @@ def parse(arguments: list[str]) -> Options:
             near = nearest(name, known, 1)
             hint = f"; did you mean --{near[0]}?" if near else "; --help lists them"
             raise BadInput(f"unknown option '--{name}'{hint}")
+    # A bare --explain is of the next tokens.
+    arguments = [
+        "--explain=next" if one == "--explain" and after.startswith("--") else one
+        for one, after in zip(arguments, [*arguments[1:], "--"], strict=True)
+    ]
     marks = {
         f.name: tyro.conf.arg(name=name_of(f), help=f.metadata["help"])
         for f in dataclasses.fields(Options)

@@ -109,7 +109,7 @@ def test_a_file_of_prompts_gives_a_file_of_texts(folder, capsys, tmp_path):
     assert all(r["prompt"] + r["text"] in out for r in records) and "likeliest" in out
     assert main([*arguments, "--beams=2", "--num_samples=2"]) == 0
     assert capsys.readouterr().out.count("score -") == 4
-    assert main([*arguments, "--explain=next", "--dtype=bfloat16"]) == 0
+    assert main([*arguments, "--explain", "--dtype=bfloat16"]) == 0
     assert capsys.readouterr().out.count("probability") == 2
 
 
