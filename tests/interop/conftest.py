@@ -9,6 +9,7 @@ import pytest
 
 from gptjax.models.decoder import Decoder, logits
 from gptjax.parallel import MeshConfig, make_mesh
+from gptjax.training.state import abstract_params
 
 REFERENCES = Path(__file__).parent / "references"
 NAMES = sorted(path.stem for path in REFERENCES.glob("*.safetensors"))
@@ -42,6 +43,17 @@ def computed(pretrained, tokens: np.ndarray, mesh=None) -> np.ndarray:
     )
     with jax.set_mesh(make_mesh(MeshConfig(data=1)) if mesh is None else mesh):
         return np.asarray(run(pretrained.params, tokens))
+
+
+def random_params(config, seed: int = 0):
+    """Parameters without compiling an initialiser: norms around 1, the others around 0."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return (centre + 0.2 * rng.normal(size=shape.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(config))
 
 
 def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:

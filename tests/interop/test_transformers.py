@@ -15,10 +15,10 @@ import transformers
 
 from gptjax.interop import export, load
 from gptjax.models.config import AttentionConfig, DecoderConfig
-from gptjax.models.decoder import Decoder, init_params, logits
+from gptjax.models.decoder import Decoder, logits
 from gptjax.parallel import MeshConfig, make_mesh
 from tests.interop import peers
-from tests.interop.conftest import assert_close, computed
+from tests.interop.conftest import assert_close, computed, random_params
 
 
 def loaded(folder, name: str = ""):
@@ -57,9 +57,7 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_what_is_written_of_our_own_is_loaded_by_transformers(name, tmp_path):
     config = DecoderConfig(**(SMALL | UNUSUAL[name]))
-    params = init_params(config, jax.random.key(0))
-    params = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), params)
-    assert export(config, params, tmp_path / "ours").name == name
+    assert export(config, random_params(config), tmp_path / "ours").name == name
     tokens = peers.tokens_of(name)
     found = load(f"hf:{tmp_path / 'ours'}")
     assert_close(peers.logits_of(loaded(tmp_path / "ours"), tokens), computed(found, tokens))

@@ -191,6 +191,7 @@ def their_kinds(f: Fields) -> list[str]:
 
 
 def write_gpt_neo(c: DecoderConfig) -> dict:
+    """The same in the other direction; a pattern that is neither kind is lost."""
     shown = [str(pattern) for pattern in c.attention.patterns]
     widths = {int(p.removeprefix("window:")) for p in shown if p.startswith("window:")
               and p.removeprefix("window:").isdecimal()}  # fmt: skip
