@@ -164,8 +164,11 @@ def _write_tensors(family, config, leaves, params, folder, dtype, shard_bytes) -
             tensors[name] = np.zeros(shapes[name], _numpy(dtype))
             for leaf, part, piece in pieces.get(name, ()):
                 piece.write(_share(params, leaf, part), tensors[name])
+            if dtype == "float16" and np.isinf(tensors[name]).any():
+                raise BadInput(f"{name} has numbers beyond float16; give --dtype=bfloat16")
             index[name] = file
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # some releases write it for the owner alone
     if len(shards) > 1:
         size = sum(int(np.prod(shape)) for shape in shapes.values()) * DTYPES[dtype]
         tree = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}

@@ -105,6 +105,9 @@ def test_a_family_that_does_not_fit_or_is_none(tmp_path):
 
 def test_nothing_stays_of_an_export_that_failed(folder, tmp_path):
     found = load(f"hf:{folder('gpt2')[0]}")
+    large = found.params | {"positions": found.params["positions"] + 1e5}
+    with pytest.raises(BadInput, match=r"wpe\.weight has numbers beyond float16"):
+        export(found.config, large, tmp_path / "deep" / "out", dtype="float16")
     del found.params["layer_1"]["mlp"]["down"]
     with pytest.raises(KeyError):
         export(found.config, found.params, tmp_path / "deep" / "out")
