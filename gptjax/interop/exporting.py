@@ -162,8 +162,9 @@ def _write_tensors(family, config, leaves, params, folder, dtype, shard_bytes) -
         tensors = {}
         for name in names:
             tensors[name] = np.zeros(shapes[name], _numpy(dtype))
-            for leaf, part, piece in pieces.get(name, ()):
-                piece.write(_share(params, leaf, part), tensors[name])
+            with np.errstate(over="ignore"):  # told below
+                for leaf, part, piece in pieces.get(name, ()):
+                    piece.write(_share(params, leaf, part), tensors[name])
             if dtype == "float16" and np.isinf(tensors[name]).any():
                 raise BadInput(f"{name} has numbers beyond float16; give --dtype=bfloat16")
             index[name] = file

@@ -64,6 +64,15 @@ class Family:
             table.setdefault(row.ours, []).append(row)
         return {path: _leaf(path, shape, table, config, self) for path, shape in shapes(config)}
 
+    def check_depth(self, store: Store, config: DecoderConfig) -> None:
+        """BadInput for a store without the last layer, before a model of many is traced."""
+        for row in self.rows:
+            if row.ours in ("layer/attention_norm/scale", "layer/norm/scale"):
+                name = row.theirs.format(i=config.num_layers - 1)
+                if name not in store.shapes and name.removeprefix(self.body) not in store.shapes:
+                    near = did_you_mean(name, sorted(store.shapes))
+                    raise BadInput(f"{store.source} ({self.name}) lacks the tensor {name!r}{near}")
+
     def adjusted(self, leaves: dict[str, Leaf], store: Store) -> dict[str, Leaf]:
         """The same with the names of a file that holds the body alone."""
         names = [piece.name for leaf in leaves.values() for piece in leaf.pieces]

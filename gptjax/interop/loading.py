@@ -151,6 +151,7 @@ def open_checkpoint(source: str) -> Checkpoint:
 
 def checked(found: Checkpoint, config: DecoderConfig) -> dict[str, Leaf]:
     """What every parameter is made of, after all tensors were found to be as they should."""
+    found.family.check_depth(found.store, config)
     leaves = found.family.adjusted(found.family.leaves(config), found.store)
     found.family.check(leaves, found.store, config)
     return leaves
