@@ -62,6 +62,11 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
     assert apart < 1e-4 and apart < 1e-5 * float(np.abs(wanted).max()), apart
 
 
+def same(one, other) -> bool:
+    """Whether two trees hold the same numbers."""
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), one, other))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A function of a reference's name: its checkpoint in a folder, with tokens and logits."""
