@@ -47,6 +47,9 @@ def _export(given) -> int:
 
         trained = gptjax.load(given.run, step=given.step)
         config, params, tokenizer = trained.config, trained.params, trained.tokenizer
+    if tokenizer is not None and tokenizer.kind == "symbols":
+        print("symbols have no tokenizer that others read: the model goes without", file=sys.stderr)
+        tokenizer = None
     family = export(
         config, params, given.out, tokenizer=tokenizer, family=given.family, dtype=given.dtype
     )
