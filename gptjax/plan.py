@@ -22,7 +22,13 @@ from gptjax.models.decoder import param_axes
 from gptjax.ops.shards import on_platform
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.mesh import AXES, REST, abstract_mesh, check_mesh, make_mesh
-from gptjax.planned_kernels import interpreted, kernels_line, kernels_of, target_platform
+from gptjax.planned_kernels import (
+    interpreted,
+    kernels_line,
+    kernels_of,
+    sparse_line,
+    target_platform,
+)
 from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
 from gptjax.training.config import warmup_length
 from gptjax.training.loop import to_mesh
@@ -310,13 +316,16 @@ def show(plan: Plan) -> None:
     flops.add_row("total", short(f.forward), short(f.training))
     console.print(flops)
     rule = 6 * c.active
-    kernels = kernels_line(e, tuple(plan.mesh_shape.values()), plan.devices_here, plan.kernel)
+    shape = tuple(plan.mesh_shape.values())
+    kernels = kernels_line(e, shape, plan.devices_here, plan.kernel)
     console.print(
         f"training: {e.steps} steps x {e.tokens_per_step} tokens = {short(e.tokens)} tokens, "
         f"{short(f.training * e.tokens, 'FLOP')} ({short(rule * e.tokens, 'FLOP')} by 6ND, "
         f"{100 * (rule / f.training - 1):+.1f}%); {kernels}"
     )
 
+    if sparse := sparse_line(e, shape, plan.devices_here):
+        console.print(sparse)
     console.print(epochs_line(plan))
 
     where = table(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from gptjax.experiment import Experiment
-from gptjax.ops.kernels import PLATFORMS, choose_kernel
+from gptjax.ops.kernels import PLATFORMS, choose_kernel, kernel_pairs
 from gptjax.ops.patterns import HeadPattern
 from gptjax.ops.shards import backend
 
@@ -61,6 +61,26 @@ def kernels_line(experiment: Experiment, shape: tuple[int, ...], devices: int, k
         others = [name for name in ("cpu", "gpu", "tpu") if name != here]
         line += "".join(f", on a {name}: {kernels_of(experiment, name)}" for name in others)
     return line
+
+
+def sparse_line(experiment: Experiment, shape: tuple[int, ...], devices: int) -> str:
+    """What a sparse model reads and multiplies beside a dense causal one; "" for a dense one."""
+    model, length = experiment.model, experiment.data.sequence_length
+    dense = length * (length + 1) / 2
+    read = model.attention_pairs(length) / dense
+    if read == 1:
+        return ""
+    choose = kernel_chooser(experiment, target_platform(experiment, shape, devices))
+    every = [model.layer_kind(i).pattern.members for i in range(model.num_layers)]
+    multiplied = sum(
+        kernel_pairs(member, length, choose(member)) / len(members)
+        for members in every
+        for member in members
+    )
+    return (
+        f"attention reads {100 * read:.3g}% of the query-key pairs that dense causal attention "
+        f"does, and multiplies {100 * multiplied / len(every) / dense:.3g}%"
+    )
 
 
 def interpreted(experiment: Experiment) -> bool:

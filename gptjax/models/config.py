@@ -288,20 +288,30 @@ class DecoderConfig:
         for pattern in patterns:
             count, repeats = len(pattern.members), self.num_heads // self.kv_heads
             if not pattern.causal:
+                one = next(member for member in pattern.members if not member.causal)
+                hint = "give a causal one"
+                if hasattr(one, "ways"):
+                    hint = f"give {replace(one, ways='causal')}"
                 raise BadInput(
                     f"{name} = {self.attention.pattern!r} lets positions read later ones, which a "
-                    "decoder is to predict; give a causal one"
+                    f"decoder is to predict; {hint}"
                 )
             if repeats % count and self.kv_heads % count:
                 raise BadInput(
                     f"{name} = {self.attention.pattern!r} has {count} groups of heads, which "
                     f"{self.num_heads} heads over {self.kv_heads} key heads do not make"
                 )
-        if self.layers == "scan" and self.plain_layers % len(self.turn):
+        if len(patterns) > self.num_layers:
             raise BadInput(
-                f"{name} = {self.attention.pattern!r} and model.experts.every make "
-                f"{len(self.turn)} kinds of layers in turn, and {self.plain_layers} layers are no "
-                "multiple: give model.layers = 'unrolled'"
+                f"{name} = {self.attention.pattern!r} has patterns for {len(patterns)} layers, and "
+                f"model.num_layers is {self.num_layers}: give as many layers or fewer patterns"
+            )
+        if self.layers == "scan" and self.plain_layers % len(self.turn):
+            experts = " and model.experts.every" if self.experts.count else ""
+            raise BadInput(
+                f"{name} = {self.attention.pattern!r}{experts} has {len(self.turn)} kinds of "
+                f"layers in turn, and {self.plain_layers} layers are no multiple: give "
+                "model.layers = 'unrolled'"
             )
 
 

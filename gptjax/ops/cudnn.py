@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gptjax.ops.blocked import FAR, multiplied_by
+from gptjax.ops.blocked import FAR
 from gptjax.ops.fused import merged, nothing_seen, padded_heads, put_back, rows_of, split, taken
 from gptjax.ops.parts import EVERYTHING, Band, Blocks, Part, Residues, Span
 from gptjax.ops.patterns.base import HeadPattern
+from gptjax.ops.strips import multiplied_by
 
 SHORTEST = 64  # places: releases of cuDNN have refused shorter ones; the portable way is quick
 HEAD_MULTIPLE = 8

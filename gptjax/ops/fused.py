@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.ops.blocked import FAR, backward_of, forward_of, works
+from gptjax.ops.blocked import FAR, backward_of, forward_of
 from gptjax.ops.parts import Band, Part, Recent, Stairs
 from gptjax.ops.patterns.base import HeadPattern
+from gptjax.ops.strips import works
 
 
 class Fused(Protocol):

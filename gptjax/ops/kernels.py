@@ -4,12 +4,12 @@ import jax.numpy as jnp
 
 from gptjax.errors import BadInput, did_you_mean
 from gptjax.ops.block_list import LARGEST_HEAD
-from gptjax.ops.blocked import block_size, multiplied
 from gptjax.ops.cudnn import cudnn_can, cudnn_pairs
 from gptjax.ops.patterns import Bidirectional, Causal, Window
 from gptjax.ops.patterns.base import HeadPattern
 from gptjax.ops.patterns.lists import listed_pairs
 from gptjax.ops.splash import LANES, splash_can, splash_pairs
+from gptjax.ops.strips import block_size, multiplied
 
 KERNELS = ("dense", "blocked", "cudnn", "splash", "block_list")
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # of kernels that run on one alone

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptjax.ops.blocked import FAR, multiplied_by
+from gptjax.ops.blocked import FAR
 from gptjax.ops.fused import Rows, merged, nothing_seen, put_back, rows_of, split, taken
 from gptjax.ops.parts import Band, Chosen, Part, Span
 from gptjax.ops.patterns.base import HeadPattern
 from gptjax.ops.shards import backend
+from gptjax.ops.strips import multiplied_by
 
 LANES = 128
 WIDEST = 512  # places in a block of the grid, where rows are long

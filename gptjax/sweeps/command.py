@@ -133,8 +133,10 @@ class _Times:
         return found
 
     def _source(self) -> str:
-        from gptjax.sweeps.timing import KEPT_HOURS, age
+        from gptjax.sweeps.timing import KEPT_HOURS, age, busy
 
+        if busy(self.costs):
+            return f"{busy(self.costs)}: its times are not kept, and the next plan measures again"
         return (
             f"the times were measured {_ago(age(self.costs))} on {self.place.label}, and are kept "
             f"for {KEPT_HOURS:g} hours; --remeasure measures them again"

@@ -281,9 +281,18 @@ def test_every_axis_has_a_name():
         ({"embedding": EmbeddingConfig(position_shape="4x8")}, "of factorised positions"),
         ({"attention": AttentionConfig(pattern="windw:3")}, "did you mean 'window'"),
         ({"attention": AttentionConfig(pattern="bidirectional")}, "give a causal one"),
+        ({"attention": AttentionConfig(pattern="bigbird:2")}, "give bigbird:2,3,1,3,0,causal"),
+        (
+            {"attention": AttentionConfig(pattern="causal/causal/window:2")},
+            "patterns for 3 layers, and model.num_layers is 2",
+        ),
         ({"attention": AttentionConfig(pattern="causal|window:2|window:3")}, "3 groups of heads"),
         (
-            {"layers": "scan", "attention": AttentionConfig(pattern="causal/causal/window:2")},
+            {
+                "layers": "scan",
+                "num_layers": 4,
+                "attention": AttentionConfig(pattern="causal/causal/window:2"),
+            },
             "in turn",
         ),
         (

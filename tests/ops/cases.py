@@ -90,7 +90,7 @@ def drawn(name: str, random: np.random.Generator) -> str:
         "fixed": [block, places, n(0, min(block // places, 5))],
         "summary": [block, places, n(0, min(block // places, 5))],
         "longformer": [width(), width(), ways],
-        "bigbird": [width(), n(1, 5), n(0, 3), n(0, 4), n(0, 9), ways],
+        "bigbird": [width(), 2 * n(0, 2) + 1, n(0, 3), n(0, 4), n(0, 9), ways],
         "image_row": [columns, some(1, 60)],
         "image_column": [columns, some(1, 60)],
         "image_conv": [columns, kernel, some(1, 60)],

@@ -14,10 +14,10 @@ from gptjax.ops.attention import (
     decode_attention,
     slots_of,
 )
-from gptjax.ops.blocked import block_size
 from gptjax.ops.kernels import choose_kernel, kernel_pairs, kernel_products
 from gptjax.ops.patterns import Bidirectional, Causal, parse
 from gptjax.ops.rotary import alibi_slopes
+from gptjax.ops.strips import block_size
 
 
 def inputs(batch=2, length=131, heads=4, groups=2, size=8, dtype=jnp.float32, seed=0):

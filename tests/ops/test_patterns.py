@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
-from gptjax.ops.blocked import multiplied, works
 from gptjax.ops.patterns import KINDS, HeadPattern, Pattern, parse, parse_layers
 from gptjax.ops.patterns.__main__ import main
+from gptjax.ops.strips import multiplied, works
 from tests.ops.cases import drawn
 
 
@@ -75,7 +75,7 @@ def test_texts_make_patterns_and_patterns_texts():
     ("text", "words"),
     [
         ("stride:8", "did you mean 'strided'"),
-        ("", "no attention pattern ''"),
+        ("", "pattern is empty"),
         ("strided", "lacks stride: write strided:stride,window"),
         ("strided:1,2,3", "a field too many"),
         ("strided:8,stride=9", "a field too many"),
@@ -89,7 +89,7 @@ def test_texts_make_patterns_and_patterns_texts():
         ("fixed:8,9", "at most as many columns"),
         ("longformer:8,1,sideways", "both or causal"),
         ("image_conv:8,4", "odd number up to the image's 8"),
-        ("causal/", "no attention pattern ''"),
+        ("causal/", "pattern is empty"),
     ],
 )
 def test_what_is_no_pattern(text, words):

@@ -37,6 +37,7 @@ ALL: tuple[type[HeadPattern], ...] = (
     ImageConv,
 )
 KINDS = {kind.name: kind for kind in ALL}
+LONGEST_NAME = 40  # of a name that is echoed
 
 
 def parse_layers(text: str) -> tuple[Pattern, ...]:
@@ -55,7 +56,10 @@ def parse(text: str) -> Pattern:
         return Heads(tuple(parse(part) for part in text.split("|")))
     name, _, rest = text.strip().partition(":")
     name = name.strip().lower().replace("-", "_")
-    if name not in KINDS:
+    if not name:
+        raise BadInput("an attention pattern is empty: name one on both sides of every / and |")
+    if len(name) > LONGEST_NAME or name not in KINDS:
+        name = name[:LONGEST_NAME]
         raise BadInput(
             f"there is no attention pattern {name!r}{did_you_mean(name, KINDS)} "
             f"(known: {', '.join(KINDS)})"

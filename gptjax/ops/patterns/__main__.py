@@ -1,5 +1,6 @@
 """Draws an attention pattern: python -m gptjax.ops.patterns --show strided:128 --n 1024."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def picture(members: list[HeadPattern], length: int, out: Path) -> str:
     return "\n".join(lines)
 
 
+def usage(kind: type[HeadPattern]) -> str:
+    """The text that makes a pattern of this kind, fields with a default in brackets."""
+    fields = [
+        f.name if f.default is dataclasses.MISSING else f"[{f.name}={f.default}]"
+        for f in dataclasses.fields(kind)
+    ]
+    return kind.name + (":" + ",".join(fields) if fields else "")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code."""
     return exit_code_of(lambda: _main(arguments))
@@ -50,8 +60,11 @@ def _main(arguments: list[str] | None) -> int:
     parser.add_argument("--out", type=Path, help="the PNG (default: the pattern's name)")
     given = parser.parse_args(arguments)
     if given.show is None:
-        for name, kind in KINDS.items():
-            print(f"{name:14s}{kind.__doc__.splitlines()[0]}")
+        for kind in KINDS.values():
+            mark = "" if kind.causal is not False else " Not for decoders."
+            print(f"{usage(kind)}\n    {kind.__doc__.splitlines()[0]}{mark}")
+        print("\n| parts groups of heads, / layers: window:64|column:64, causal/window:256")
+        print("A decoder wants longformer and bigbird with ways=causal: longformer:8,ways=causal")
         return EXIT_DONE
     if not 1 <= given.n <= LONGEST:
         raise BadInput(f"--n={given.n}: give 1 to {LONGEST} tokens")

@@ -11,6 +11,8 @@ from gptjax.errors import BadInput
 from gptjax.ops.parts import EVERYTHING, Band, Chosen, Part, Span
 from gptjax.ops.patterns.base import HeadPattern
 
+MOST_BLOCKS = 8192  # of a sequence, where every pair of blocks is looked at
+
 
 @dataclass(frozen=True)
 class Longformer(HeadPattern):
@@ -77,6 +79,11 @@ class BigBird(HeadPattern):
     def __post_init__(self):
         self.check(block=1, window=1, first=0, random=0, seed=0)
         check_ways(self)
+        if not self.causal and self.window % 2 == 0:
+            raise BadInput(
+                f"window of a bigbird pattern is {self.window}: both ways it is an odd number of "
+                "blocks, as many before as after the query's own"
+            )
 
     @property
     def causal(self):
@@ -84,7 +91,13 @@ class BigBird(HeadPattern):
 
     def blocks(self, length: int) -> np.ndarray:
         """Bool [blocks, blocks]: which blocks of queries read which of keys."""
-        return _bigbird_blocks(self, -(-length // self.block))
+        count = -(-length // self.block)
+        if count > MOST_BLOCKS:
+            raise BadInput(
+                f"{self} makes {count} blocks of {length} positions, more than {MOST_BLOCKS}; "
+                f"give blocks of {-(-length // MOST_BLOCKS)} or more"
+            )
+        return _bigbird_blocks(self, count)
 
     def mask(self, queries, keys, length):
         import jax.numpy as jnp
@@ -96,13 +109,14 @@ class BigBird(HeadPattern):
         return found & (queries >= keys) if self.causal else found
 
     def visited(self, length):
-        blocks, at = self.blocks(length).astype(np.int64), np.arange(length)
-        sizes = np.full(len(blocks), self.block)
-        sizes[-1] = length - (len(blocks) - 1) * self.block
+        blocks, at = self.blocks(length), np.arange(length)
+        lacking = len(blocks) * self.block - length  # of the last block
+        keys = blocks.sum(1) * self.block - blocks[:, -1] * lacking
         if not self.causal:
-            return (blocks @ sizes)[at // self.block]
-        others = blocks - np.eye(len(blocks), dtype=np.int64)
-        return (others @ sizes)[at // self.block] + at % self.block + 1
+            return keys[at // self.block]
+        keys -= self.block  # its own, of which a query reads what is before it
+        keys[-1] += lacking
+        return keys[at // self.block] + at % self.block + 1
 
     def parts(self, length):
         blocks, parts, block = self.blocks(length), [], min(self.block, length)
@@ -130,7 +144,7 @@ class BigBird(HeadPattern):
 
 @functools.lru_cache(maxsize=64)
 def _bigbird_blocks(pattern: BigBird, count: int) -> np.ndarray:
-    at = np.arange(count)
+    at = np.arange(count, dtype=np.int16)
     apart = at[:, None] - at[None, :]
     around = pattern.window // 2
     found = np.abs(apart) <= around
