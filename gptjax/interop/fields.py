@@ -57,6 +57,12 @@ class Fields:
             raise BadInput(f"{self.source}: {name} is {value!r}; give a number")
         return float(value)
 
+    def positive(self, name: str, default: Any = MISSING) -> float:
+        value = self.number(name, default)
+        if value <= 0:
+            raise BadInput(f"{self.source}: {name} is {value:g}; give a number above 0")
+        return value
+
     def flag(self, name: str, default: bool) -> bool:
         value = self.get(name, default)
         if type(value) is not bool:
@@ -83,12 +89,19 @@ class Fields:
                     "read"
                 )
 
+    def inner_rotary(self) -> "Fields":
+        """The object with the fields of rotary positions, under its new name or its old one."""
+        new, old = self.get("rope_parameters", None), self.get("rope_scaling", None)
+        if new and old and new != old:
+            raise BadInput(f"{self.source}: rope_parameters and rope_scaling differ; give one")
+        name, inner = ("rope_parameters", new) if new else ("rope_scaling", old or {})
+        if not isinstance(inner, dict):
+            raise BadInput(f"{self.source}: {name} is {inner!r}; give an object")
+        return Fields(inner, f"{self.source}: {name}")
+
     def rotary(self, base: float = 10_000.0) -> tuple[float, float | None]:
         """The base of rotary positions and their share of a head, or None, in every spelling."""
-        inner = self.get("rope_parameters", None) or self.get("rope_scaling", None) or {}
-        if not isinstance(inner, dict):
-            raise BadInput(f"{self.source}: rope_parameters is {inner!r}; give an object")
-        fields = Fields(inner, f"{self.source}: rope_parameters")
+        fields = self.inner_rotary()
         kind = fields.get("rope_type", fields.get("type", "default"))
         if kind != "default":
             raise BadInput(
@@ -96,8 +109,8 @@ class Fields:
             )
         for name in ("rope_theta", "rotary_emb_base"):
             if self.has(name):
-                base = self.number(name)
-        base = fields.number("rope_theta", base)
+                base = self.positive(name)
+        base = fields.positive("rope_theta", base)
         share = None
         for name in ("rotary_pct", "partial_rotary_factor"):
             if self.has(name):

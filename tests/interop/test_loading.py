@@ -123,6 +123,12 @@ def test_strange_values_are_refused_in_one_line():
     [
         ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3', which no"),
         ("llama", {"attention_bias": True}, "attention_bias is True and mlp_bias is False"),
+        ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, which no"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is"),
+        ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_parameters and rope_scaling differ"),
+        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps is 0; give a number above 0"),
+        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok is 1, whose weight would"),
+        ("gptj", {"rotary_dim": None}, "has no 'rotary_dim'"),
         ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'.*known: silu"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm is True, which no model here has; False"),
         ("xlnet", {"attn_type": "bi"}, "attn_type is 'bi', which no model here has; 'uni'"),
@@ -134,6 +140,19 @@ def test_what_no_model_here_has_is_refused(name, changes, line):
     config = stored(name)[0] | {"attention_layers": None} | changes
     with pytest.raises(BadInput, match=line):
         FAMILIES[config["model_type"]].read(Fields(config, "config.json"))
+
+
+def test_missing_fields_are_as_in_transformers():
+    def read(name, missing, **changes):
+        config = {k: v for k, v in stored(name)[0].items() if k not in missing} | changes
+        return FAMILIES[name].read(Fields(config, "config.json"))
+
+    ropes = ("rope_theta", "rope_parameters")
+    assert read("cohere", ropes).rotary.base == 500_000
+    assert read("llama", ropes).rotary.base == 10_000
+    assert read("mistral", ["sliding_window"]).attention.pattern == "window:4096"
+    assert read("mistral", [], sliding_window=None).attention.pattern == "causal"
+    assert read("mixtral", ["num_key_value_heads"]).num_kv_heads == 8
 
 
 def test_damage_pickles_and_types(tmp_path):

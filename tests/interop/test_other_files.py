@@ -215,6 +215,9 @@ def test_gguf_that_cannot_be_read_is_one_line(tmp_path):
     write_gguf(path, tensors | {"rope_freqs.weight": np.ones(8, np.float32)}, {})
     with pytest.raises(BadInput, match="frequencies of their own"):
         load(f"gguf:{path}")
+    write_gguf(path, tensors, {}, {"llama.rope.scaling.factor": "4.0"})
+    with pytest.raises(BadInput, match=r"rope\.scaling\.factor is '4\.0', which no model here"):
+        load(f"gguf:{path}")
     words = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": list("abcdefgh" * 5)}
     write_gguf(path, tensors, {}, words)
     with pytest.raises(BadInput, match=r"m\.gguf has no tokenizer\.ggml\.merges"):

@@ -35,7 +35,7 @@ def family_of(store: GgufStore) -> Family:
 
 def read_llama(f: Fields) -> DecoderConfig:
     """LLaMA, and Mixtral, which has the same architecture there."""
-    f.only(**{"rope.scaling.type": "none"})
+    f.only(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
     d_model, heads = f.count("embedding_length"), f.count("attention.head_count")
     size = f.count("attention.key_length", max(d_model // heads, 1))
     f.only(**{"attention.value_length": size})
@@ -55,11 +55,11 @@ def read_llama(f: Fields) -> DecoderConfig:
         ),
         positions="rotary",
         rotary=RotaryConfig(
-            f.number("rope.freq_base", 10_000.0),
+            f.positive("rope.freq_base", 10_000.0),
             f.count("rope.dimension_count", size) / size,
         ),
         norm="rmsnorm",
-        norm_epsilon=_short(f.number("attention.layer_norm_rms_epsilon")),
+        norm_epsilon=_short(f.positive("attention.layer_norm_rms_epsilon")),
         activation="swiglu",
         biases="none",
         experts=ExpertsConfig(
@@ -78,7 +78,7 @@ def read_gpt2(f: Fields) -> DecoderConfig:
         d_model=f.count("embedding_length"),
         num_heads=f.count("attention.head_count"),
         d_ff=f.count("feed_forward_length"),
-        norm_epsilon=_short(f.number("attention.layer_norm_epsilon")),
+        norm_epsilon=_short(f.positive("attention.layer_norm_epsilon")),
         tied_embeddings=f.flag("tied", False),
     )
 

@@ -39,12 +39,14 @@ def sizes(f: Fields, tied: bool = True) -> dict:
     """The sizes of a GPT, as OpenAI's code calls them."""
     return {
         "vocab_size": f.count("vocab_size"),
-        "context_length": f.count("n_positions", f.get("n_ctx", None)),
+        "context_length": f.count(
+            "n_ctx" if f.has("n_ctx") and not f.has("n_positions") else "n_positions"
+        ),
         "num_layers": f.count("n_layer"),
         "d_model": f.count("n_embd"),
         "num_heads": f.count("n_head"),
         "d_ff": f.count("n_inner", 0),
-        "norm_epsilon": f.number("layer_norm_epsilon", 1e-5),
+        "norm_epsilon": f.positive("layer_norm_epsilon", 1e-5),
         "tied_embeddings": f.flag("tie_word_embeddings", tied),
     }
 
@@ -161,7 +163,7 @@ def read_gpt_neo(f: Fields) -> DecoderConfig:
         d_model=f.count("hidden_size"),
         num_heads=f.count("num_heads"),
         d_ff=f.count("intermediate_size", 0),
-        norm_epsilon=f.number("layer_norm_epsilon", 1e-5),
+        norm_epsilon=f.positive("layer_norm_epsilon", 1e-5),
         tied_embeddings=f.flag("tie_word_embeddings", True),
         biases="output",
         activation=f.chosen("activation_function", ACTIVATIONS, "gelu_new"),
@@ -234,7 +236,7 @@ GPT_NEO = Family(
 def read_gptj(f: Fields) -> DecoderConfig:
     """gptj: parallel branches, a part of each head turns, logits have a bias."""
     own = sizes(f, tied=False)
-    turned = f.count("rotary_dim", 64)
+    turned = f.count("rotary_dim") if "rotary_dim" in f.tree else 64
     return DecoderConfig(
         **own,
         positions="rotary",
@@ -290,7 +292,7 @@ def read_neox(f: Fields) -> DecoderConfig:
         d_model=f.count("hidden_size"),
         num_heads=f.count("num_attention_heads"),
         d_ff=f.count("intermediate_size"),
-        norm_epsilon=f.number("layer_norm_eps", 1e-5),
+        norm_epsilon=f.positive("layer_norm_eps", 1e-5),
         tied_embeddings=f.flag("tie_word_embeddings", False),
         positions="rotary",
         rotary=RotaryConfig(base, 0.25 if share is None else share),

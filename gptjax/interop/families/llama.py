@@ -39,25 +39,42 @@ EXPERTS = (
 FREQUENCIES = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
-def common(f: Fields, context: int = 2048, base: float = 10_000.0, tied: bool = False) -> dict:
-    """What all of them say of themselves, with their defaults."""
-    base, share = f.rotary(base)
+def common(
+    f: Fields,
+    context: int = 2048,
+    base: float = 10_000.0,
+    tied: bool = False,
+    shared: int | None = None,
+    width: int | None = None,
+) -> dict:
+    """What all of them say of themselves, with their defaults.
+
+    shared, width: key/value heads and sliding window where the field is missing; a null one says
+    as many heads as queries have, and no window.
+    """
+    for fields in (f, f.inner_rotary()):  # transformers turns whole heads, whatever these say
+        fields.only(partial_rotary_factor=1.0, rotary_pct=1.0, rotary_emb_base=None)
+    base, _ = f.rotary(base)
     d_model, heads = f.count("hidden_size"), f.count("num_attention_heads")
     size = f.count("head_dim", 0)
+    if shared is None or "num_key_value_heads" in f.tree:
+        shared = heads
+    if "sliding_window" in f.tree:
+        width = f.count("sliding_window") if f.has("sliding_window") else None
     return {
         "vocab_size": f.count("vocab_size"),
         "context_length": f.count("max_position_embeddings", context),
         "num_layers": f.count("num_hidden_layers"),
         "d_model": d_model,
         "num_heads": heads,
-        "num_kv_heads": f.count("num_key_value_heads", heads),
+        "num_kv_heads": f.count("num_key_value_heads", shared),
         "d_ff": f.count("intermediate_size"),
         "attention": AttentionConfig(
             head_dim=0 if size * heads == d_model else size,
-            pattern=f"window:{f.count('sliding_window')}" if f.has("sliding_window") else "causal",
+            pattern="causal" if width is None else f"window:{width}",
         ),
         "positions": "rotary",
-        "rotary": RotaryConfig(base, 1.0 if share is None else share),
+        "rotary": RotaryConfig(base),
         "norm": "rmsnorm",
         "activation": f.chosen("hidden_act", GATES, "silu"),
         "biases": "none",
@@ -98,7 +115,7 @@ def read_llama(f: Fields) -> DecoderConfig:
             f"{f.source}: attention_bias is {attention} and mlp_bias is {mlp}, which no model here "
             "has; equal ones are read"
         )
-    known = common(f) | {"norm_epsilon": f.number("rms_norm_eps", 1e-6)}
+    known = common(f) | {"norm_epsilon": f.positive("rms_norm_eps", 1e-6)}
     return DecoderConfig(**known | {"biases": "all" if attention else "none"})
 
 
@@ -120,8 +137,8 @@ LLAMA = Family(
 
 def read_mistral(f: Fields) -> DecoderConfig:
     """mistral: LLaMA with key/value heads that queries share, and a window in all layers."""
-    known = common(f, context=4096 * 32)
-    return DecoderConfig(**known, norm_epsilon=f.number("rms_norm_eps", 1e-6))
+    known = common(f, context=4096 * 32, shared=8, width=4096)
+    return DecoderConfig(**known, norm_epsilon=f.positive("rms_norm_eps", 1e-6))
 
 
 def write_mistral(c: DecoderConfig) -> dict:
@@ -142,13 +159,19 @@ MISTRAL = Family(
 
 def read_mixtral(f: Fields) -> DecoderConfig:
     """mixtral: Mistral with experts, whose weights sum to 1, in every layer."""
-    known = common(f, context=4096 * 32, base=1e6)
+    known = common(f, context=4096 * 32, base=1e6, shared=8)
+    top_k, balance = f.count("num_experts_per_tok", 2), f.number("router_aux_loss_coef", 0.001)
+    if top_k == 1:
+        raise BadInput(
+            f"{f.source}: num_experts_per_tok is 1, whose weight would always be 1, which no model "
+            "here has; 2 or more are read"
+        )
+    if balance < 0:
+        raise BadInput(f"{f.source}: router_aux_loss_coef is {balance:g}; give 0 or more")
     experts = ExpertsConfig(
-        count=f.count("num_local_experts", 8),
-        top_k=f.count("num_experts_per_tok", 2),
-        balance_weight=f.number("router_aux_loss_coef", 0.001),
+        count=f.count("num_local_experts", 8), top_k=top_k, balance_weight=balance
     )
-    return DecoderConfig(**known, norm_epsilon=f.number("rms_norm_eps", 1e-5), experts=experts)
+    return DecoderConfig(**known, norm_epsilon=f.positive("rms_norm_eps", 1e-5), experts=experts)
 
 
 def write_mixtral(c: DecoderConfig) -> dict:
@@ -178,12 +201,12 @@ MIXTRAL = Family(
 def read_cohere(f: Fields) -> DecoderConfig:
     """cohere: parallel branches behind one norm without a bias; with one key/value head, PaLM."""
     f.only(use_qk_norm=False, attention_bias=False)
-    known = common(f, context=8192, tied=True)
+    known = common(f, context=8192, base=500_000.0, tied=True)
     return DecoderConfig(
         **known
         | {
             "norm": "layernorm",
-            "norm_epsilon": f.number("layer_norm_eps", 1e-5),
+            "norm_epsilon": f.positive("layer_norm_eps", 1e-5),
             "block": "parallel",
             "embedding": EmbeddingConfig(logit_scale=f.number("logit_scale", 0.0625)),
         }
