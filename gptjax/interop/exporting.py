@@ -23,6 +23,7 @@ from gptjax.interop.family import Family
 from gptjax.interop.fields import Fields, function_of, setting, unlike
 from gptjax.interop.layouts import Leaf, Piece
 from gptjax.models.config import DecoderConfig
+from gptjax.training.workdir import storage_failure
 
 BIASES = ("biases", "embedding.head_bias")  # fields of what may be written as zeros
 SHARD = 5_000_000_000  # bytes: larger checkpoints are written in several files
@@ -46,9 +47,10 @@ def export(
     out = check_out(out, dtype)
     chosen = choose(config, family)
     leaves = chosen.leaves(_with_biases(chosen, config))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    partial = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
         partial.chmod(0o755)
         _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
         ids = _special(config, tokenizer)
@@ -61,9 +63,11 @@ def export(
             export_tokenizer(tokenizer, partial)
         os.rename(partial, out)
     except OSError as error:
-        raise Trouble(f"cannot write {out}: {error.strerror or error}") from error
+        reason = storage_failure(error) or error.strerror or error
+        raise Trouble(f"cannot write {out}: {reason}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return chosen
 
 
@@ -71,8 +75,17 @@ def check_out(out: str | Path, dtype: str) -> Path:
     """Where an export is to stand; BadInput for a folder that exists and an unknown dtype."""
     if dtype not in DTYPES:
         raise BadInput(f"dtype is {dtype!r}; give {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
-    out = Path(out).expanduser()
-    if out.exists() or out.is_symlink():
+    if "\0" in str(out):
+        raise BadInput(f"cannot write {out}: no name may hold the character 0")
+    try:
+        out = Path(out).expanduser()
+        there = out.exists() or out.is_symlink()
+    except RuntimeError:  # ~name of nobody
+        raise BadInput(f"cannot write {out}: its home folder is not known") from None
+    except OSError as error:
+        reason = storage_failure(error) or error.strerror or error
+        raise Trouble(f"cannot write {out}: {reason}") from error
+    if there:
         raise BadInput(f"{out} exists; give the name of a folder that does not")
     return out
 

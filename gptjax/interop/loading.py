@@ -30,6 +30,7 @@ from gptjax.interop.stores import (
     any_safetensors,
     open_safetensors,
     read_json,
+    reading,
     refused_pickle,
 )
 from gptjax.interop.tensorbundle import open_tensorflow
@@ -96,7 +97,9 @@ def load(
     found = open_checkpoint(source)
     wanted = found.config if config is None else _agreed(found, config)
     leaves = checked(found, wanted)
-    words = read_words(found) if tokenizer else None
+    with reading(found.path):
+        check_alias(found, leaves)
+        words = read_words(found) if tokenizer else None
     mesh = make_mesh(MeshConfig(data=1)) if mesh is None else mesh
     kind = jax.numpy.dtype(dtype)
     shardings = jax.tree.map(
@@ -121,6 +124,11 @@ def read_config(source: str) -> DecoderConfig:
 def open_checkpoint(source: str) -> Checkpoint:
     """The tensors and the config behind a source; BadInput for what cannot be a model here."""
     kind, path = _parted(source)
+    with reading(path):
+        return _opened(source, kind, path)
+
+
+def _opened(source: str, kind: str, path: Path) -> Checkpoint:
     if path.suffix in PICKLES and path.is_file():
         raise refused_pickle(path)
     if kind == "gguf":
@@ -157,6 +165,31 @@ def checked(found: Checkpoint, config: DecoderConfig) -> dict[str, Leaf]:
     return leaves
 
 
+def check_alias(found: Checkpoint, leaves: dict[str, Leaf]) -> None:
+    """BadInput for a tied matrix that stands in the file twice, with other numbers.
+
+    A few rows at a time are read of both; transformers would untie such a model.
+    """
+    store, alias = found.store, found.family.alias
+    if not found.config.tied_embeddings or alias not in store.shapes:
+        return
+    name = leaves["embedding"].pieces[0].name
+    shape, step, same = store.shapes[name], 4096, store.shapes[alias] == store.shapes[name]
+    if store.kind(alias) is not None:
+        raise BadInput(f"{store.source}: the tensor {alias!r} is of type {store.kind(alias)}")
+    for low in range(0, shape[0], step):
+        span = ((low, min(low + step, shape[0])), *((0, size) for size in shape[1:]))
+        same = same and np.array_equal(
+            *(store.read(tensor, span).astype(np.float32) for tensor in (name, alias)),
+            equal_nan=True,
+        )
+        if not same:
+            raise BadInput(
+                f"{store.source}: the tensor {alias!r} differs from {name!r}, and "
+                "tie_word_embeddings is true; set it to false to read both"
+            )
+
+
 def read_words(found: Checkpoint) -> Tokenizer | None:
     """The tokenizer that a checkpoint brings; BadInput for one that does not fit the model."""
     if found.kind == "gguf":
@@ -183,7 +216,10 @@ def _parted(source: str) -> tuple[str, Path]:
         raise BadInput(f"the source is {str(source)!r}{near}; give one of {known}")
     if "\0" in path:
         raise BadInput(f"the source is {str(source)!r}, which is no path")
-    return kind, Path(path).expanduser()
+    try:
+        return kind, Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody
+        raise BadInput(f"the source is {str(source)!r}, whose home folder is not known") from None
 
 
 def _check_folder(path: Path, kind: str) -> None:

@@ -4,8 +4,9 @@ A store knows the shape and the kind of every tensor when it is opened, and read
 Pickles (.bin, .pth, .pt, .ckpt of PyTorch) are refused: loading one runs whatever code it holds.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,16 @@ PICKLES = (".bin", ".pth", ".pt", ".pkl", ".ckpt")
 SINGLE, SHARDED = "model.safetensors", "model.safetensors.index.json"
 
 
+@contextlib.contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """What the file system refuses meanwhile becomes BadInput that names the file."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or source
+        raise BadInput(f"{where} cannot be read: {error.strerror or error}") from None
+
+
 class Store:
     """Tensors by name. `source` is how messages call it."""
 
@@ -27,6 +38,10 @@ class Store:
 
     def kind(self, name: str) -> str | None:
         """None for a dtype that is read, else its name."""
+        raise NotImplementedError
+
+    def dtype(self, name: str) -> str:
+        """What numbers a tensor holds, as its file calls them."""
         raise NotImplementedError
 
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
@@ -52,6 +67,9 @@ class SafetensorsStore(Store):
     def kind(self, name: str) -> str | None:
         found = self._kinds[name]
         return None if found in KINDS else found
+
+    def dtype(self, name: str) -> str:
+        return self._kinds[name]
 
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
         if not ranges:
@@ -87,6 +105,9 @@ class GgufStore(Store):
     def kind(self, name: str) -> str | None:
         found = self._tensors[name].tensor_type.name
         return None if found in (*KINDS, *QUANTISED) else found
+
+    def dtype(self, name: str) -> str:
+        return self._tensors[name].tensor_type.name
 
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
         tensor = self._tensors[name]
@@ -142,7 +163,7 @@ def read_json(path: Path) -> dict:
     _check_file(path)
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is no JSON: {_words(error)}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{path} holds a {type(tree).__name__}, not an object")
@@ -165,6 +186,8 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
         raise BadInput(f"{path} is missing{did_you_mean(path.name, near)}")
+    with reading(path), path.open("rb"):
+        pass  # the libraries that read it say of one without permission that it is not there
 
 
 def _plain(file) -> bool:

@@ -32,7 +32,7 @@ class BundleStore(Store):
             entries = {k.decode(): _message(v) for k, v in _table(path.read_bytes())}
             shards = _number(entries.pop(""), 1, 1)
             self._entries = {name: _entry(fields) for name, fields in entries.items()}
-        except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+        except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             raise BadInput(f"{path} is damaged, cut short or no index: {error}") from None
         self.shapes = {name: shape for name, (shape, *_) in self._entries.items()}
         parts = [
@@ -58,6 +58,9 @@ class BundleStore(Store):
         found = self._entries[name][1]
         return None if found in DTYPES else NAMES.get(found, f"DataType {found}")
 
+    def dtype(self, name: str) -> str:
+        return np.dtype(DTYPES[self._entries[name][1]]).name
+
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
         shape, kind, shard, offset, size = self._entries[name]
         whole = self._data[shard][offset : offset + size].view(DTYPES[kind]).reshape(shape)
@@ -72,12 +75,17 @@ class NpzStore(Store):
         try:
             self._arrays = np.load(path, allow_pickle=False)
             self.shapes = {name: self._arrays[name].shape for name in self._arrays.files}
+        except OSError:
+            raise
         except Exception as error:  # zip files fail in many ways
             raise BadInput(f"{path} is damaged or holds pickles: {error}") from None
 
     def kind(self, name: str) -> str | None:
         found = self._arrays[name].dtype
         return None if found.kind == "f" else found.name
+
+    def dtype(self, name: str) -> str:
+        return self._arrays[name].dtype.name
 
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
         return self._arrays[name][tuple(slice(*span) for span in ranges)]

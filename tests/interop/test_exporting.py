@@ -114,6 +114,18 @@ def test_nothing_stays_of_an_export_that_failed(folder, tmp_path):
     assert list((tmp_path / "deep").iterdir()) == []
 
 
+def test_where_nothing_can_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for out, line in {
+        tmp_path / "file" / "x": "a file is in the way",
+        tmp_path / ("x" * 300): "the name is too long",
+        "/proc/foo": "cannot write /proc/foo: ",
+        "a\0b": "no name may hold the character 0",
+    }.items():
+        with pytest.raises(BadInput, match=line):
+            export(LLAMA, {}, out)
+
+
 def test_large_ones_are_written_in_shards_and_stacked_ones_as_layers(folder, tmp_path):
     path, _, _ = folder("mixtral")
     one = load(f"hf:{path}")

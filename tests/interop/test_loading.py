@@ -203,3 +203,42 @@ def test_a_tokenizer_that_does_not_fit_and_one_that_does(folder):
     export_tokenizer(byte_bpe([*words, *(str(n) for n in range(20))], []), path)
     with pytest.raises(BadInput, match="has 47 ids, and vocab_size is 37"):
         load(f"hf:{path}")
+
+
+def test_a_tied_matrix_that_stands_there_twice(folder):
+    path, _, _ = folder("gpt2")
+    config, tensors, _, _ = stored("gpt2")
+    both = tensors | {"lm_head.weight": tensors["transformer.wte.weight"].copy()}
+    load(f"hf:{write(path, config, both)}")
+    both["lm_head.weight"][36, 0] += 1
+    with pytest.raises(BadInput, match=r"'lm_head\.weight' differs from 'transformer\.wte"):
+        load(f"hf:{write(path, config, both)}")
+
+
+@pytest.mark.parametrize("kind", ["hf", "meta", "tf", "gguf"])
+def test_what_the_file_system_refuses_is_one_line(kind, tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="cannot be read: File name too long"):
+        load(f"{kind}:{tmp_path / ('x' * 300)}")
+
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.stat", refused)
+    with pytest.raises(BadInput, match="cannot be read: Permission denied"):
+        load(f"{kind}:{tmp_path}")
+
+
+def test_weights_without_permission_are_not_called_damaged(folder, monkeypatch):
+    import pathlib
+
+    path, _, _ = folder("gpt2")
+    opened = pathlib.Path.open
+
+    def refused(self, *given, **named):
+        if self.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(BadInput, match=r"model\.safetensors cannot be read: Permission denied"):
+        load(f"hf:{path}")
