@@ -8,6 +8,7 @@ too, timings to stderr. Whatever is wrong becomes one line and exit code 2.
 import contextlib
 import dataclasses
 import io
+import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if __name__ == "__main__":
 from gptjax.errors import EXIT_DONE, BadInput, exit_code_of, nearest, printable
 
 FORMATS = ("hf", "gguf", "meta", "tf")  # of gptjax.interop
+MOST_TOKENS = 2**20  # of a continuation: room for all is made before the first
 TOP = 10  # tokens in a table of what is likely
 
 
@@ -67,6 +69,8 @@ class Options:
         for name in ("num_samples", "max_tokens", "batch_size"):
             if not 1 <= getattr(self, name) < 2**31:
                 raise BadInput(f"--{name}={getattr(self, name)}: give 1 or more")
+        if self.max_tokens > MOST_TOKENS:
+            raise BadInput(f"--max_tokens={self.max_tokens}: give at most {MOST_TOKENS}")
         if not 0 <= self.beams < 2**16:
             raise BadInput(f"--beams={self.beams}: give 0 (draw) or more")
         if not 0 <= self.seed < 2**63:
@@ -98,8 +102,8 @@ class Options:
             raise BadInput(
                 f"--num_samples={self.num_samples} is more than the {self.beams} beams there are"
             )
-        if not abs(self.length_penalty) < float("inf"):
-            raise BadInput(f"--length_penalty={self.length_penalty}: give a finite number")
+        if not abs(self.length_penalty) <= 10:
+            raise BadInput(f"--length_penalty={self.length_penalty}: give a number from -10 to 10")
 
     def _check_files(self) -> None:
         for name in ("source", "prompt", "prompts", "output", *("stop",) * bool(self.stop)):
@@ -110,10 +114,23 @@ class Options:
                 option_name = "from" if name == "source" else name
                 raise BadInput(f"--{option_name} is {text!r}: give UTF-8 text") from None
         if self.output:
-            path = Path(self.output).expanduser()
-            if path.is_dir() or not path.absolute().parent.is_dir():
-                raise BadInput(f"--output={self.output} cannot be written: it is no file's name in "
-                               "a folder that exists")  # fmt: skip
+            _check_output(Path(self.output).expanduser().absolute(), self.output)
+
+
+def _check_output(path: Path, given: str) -> None:
+    """BadInput for what is no plain file's name in a folder that can be written into."""
+    try:
+        plain = path.is_file() and not path.is_symlink() if os.path.lexists(path) else True
+        writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+        os.path.getsize(path) if path.exists() else None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"--output={given[:80]} cannot be written: {reason}") from None
+    if not plain or not writable:
+        raise BadInput(
+            f"--output={given} cannot be written: give the name of a plain file in a folder that "
+            "exists and can be written into"
+        )
 
 
 def _default(name: str):
@@ -141,7 +158,7 @@ def parse(arguments: list[str]) -> Options:
     # A bare --explain is of the next tokens.
     arguments = [
         "--explain=next" if one == "--explain" and after.startswith("--") else one
-        for one, after in zip(arguments, [*arguments[1:], "--"], strict=True)
+        for one, after in zip(arguments, [*arguments, "--"][1:], strict=True)
     ]
     marks = {
         f.name: tyro.conf.arg(name=name_of(f), help=f.metadata["help"])

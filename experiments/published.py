@@ -33,6 +33,7 @@ def published(
     steps: int = 0,
     sequence_length: int = 0,
     warmup_tokens: float = 0,
+    warmup_steps: int = 0,
     data: DataConfig | None = None,
     z_loss: float = 0.0,
     **optim,
@@ -41,13 +42,17 @@ def published(
 
     batch_size: sequences; sequence_length: the model's context unless given. The mesh splits the
     state until a device holds at most 32 GB of it, and microbatches keep at most about 12 GB
-    beside. `optim`: further fields of OptimConfig.
+    beside. The warm-up is of so many steps or tokens of the whole run. `optim`: further fields of
+    OptimConfig.
     """
     length = sequence_length or model.context_length
     model = dataclasses.replace(model, layers="scan", remat="block", compute_dtype="bfloat16")
     mesh = _mesh(model)
-    if warmup_tokens:
-        optim["warmup_steps"] = max(round(warmup_tokens / (batch_size * length)), 1)
+    # A share of the steps, so that a run cut short has its schedule cut short too.
+    every = steps or -(-int(tokens) // (batch_size * length))
+    rising = warmup_steps or round(warmup_tokens / (batch_size * length))
+    if rising:
+        optim["warmup_fraction"] = (max(rising, 1) - 0.5) / every
     data = data or DataConfig(tokenizer="bpe", vocab_size=min(model.outputs, 50257))
     return Experiment(
         name="published",  # the registry puts the registered name here

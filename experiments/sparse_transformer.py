@@ -17,12 +17,17 @@ def _published(name: str, tokens: float, batch_size: int) -> Experiment:
     not, so these are ours.
     """
     model = sparse_transformer(name)
+    steps = tokens / (batch_size * model.context_length)
     return Experiment(
         name=f"sparse_{name}",
         model=dataclasses.replace(model, vocab_size=257, compute_dtype="bfloat16"),
         data=DataConfig(batch_size=batch_size, sequence_length=model.context_length),
         optim=OptimConfig(
-            name="adamw", lr=3.5e-4, weight_decay=0.01, schedule="cosine", warmup_steps=5000
+            name="adamw",
+            lr=3.5e-4,
+            weight_decay=0.01,
+            schedule="cosine",
+            warmup_fraction=4999.5 / steps,  # shorter runs have less of it
         ),
         train=TrainConfig(tokens=int(tokens)),
     )

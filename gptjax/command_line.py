@@ -359,7 +359,9 @@ def run(command: Command) -> int:
     use_compilation_cache()
     if command.dry_run:
         from gptjax.plan import make_plan, show
+        from gptjax.registry import documentation
 
+        print(documentation(command.exp))
         show(make_plan(experiment))
         return EXIT_DONE
     from gptjax.runs import fit

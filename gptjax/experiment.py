@@ -133,8 +133,19 @@ class Experiment:
                 f"{self.model.vocab_size}; give --model.vocab_size={self.data.vocab_size}"
             )
 
+        ids = {"bytes": 257, "symbols": symbols}.get(self.data.tokenizer, 0)
+        self._check_outputs(self.data.vocab_size if trained else ids)
+
+    def _check_outputs(self, size: int) -> None:
+        if size > self.model.outputs:
+            raise BadInput(
+                f"model.embedding.outputs = {self.model.embedding.outputs} leaves out some of the "
+                f"tokenizer's {size} ids, which are targets too; give 0 (all) or {size}"
+            )
+
     def check_vocabulary(self, size: int) -> None:
         """Refuse a tokenizer with more ids than the model has."""
+        self._check_outputs(min(size, self.model.vocab_size))
         if size > self.model.vocab_size:
             raise BadInput(
                 f"model.vocab_size = {self.model.vocab_size} is smaller than the tokenizer's "

@@ -149,3 +149,8 @@ def describe(name: str) -> str:
     """The first line of the experiment's docstring."""
     lines = (_functions[resolve(name)].__doc__ or "").strip().splitlines()
     return lines[0] if lines else ""
+
+
+def documentation(name: str) -> str:
+    """The experiment's docstring: what it reproduces, and what stands in for what is unknown."""
+    return inspect.getdoc(_functions[resolve(name)]) or ""

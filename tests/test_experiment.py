@@ -9,7 +9,7 @@ import pytest
 from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
 from gptjax.errors import BadInput
 from gptjax.experiment import differences, field_names, upgraded
-from gptjax.models.config import AttentionConfig
+from gptjax.models.config import AttentionConfig, EmbeddingConfig
 from gptjax.run_folder import load_experiment
 from tests.conftest import changed
 
@@ -147,6 +147,10 @@ def test_meshes_that_the_model_refuses():
         ({"optim": {"accumulation": 5}}, "batch_size = 12 is not divisible by optim.accum"),
         ({"model": {"vocab_size": 256}}, "too small for bytes"),
         ({"data": {"tokenizer": "bpe", "vocab_size": 500}}, "--model.vocab_size=500"),
+        (
+            {"model": {"tied_embeddings": False, "embedding": EmbeddingConfig(outputs=10)}},
+            "outputs = 10 leaves out some of the tokenizer's 257 ids",
+        ),
         ({"train": {"tokens": 0}}, "both 0"),
         ({"train": {"steps": -1}}, "train.steps is -1"),
         ({"train": {"sample_top_p": 0.0}}, "sample_top_p"),

@@ -193,8 +193,8 @@ def beam_search(
         raise BadInput(
             f"beams = {beams} must be 1 or more, num_results = {num_results} from 1 to as many"
         )
-    if not abs(length_penalty) < float("inf"):
-        raise BadInput(f"length_penalty = {length_penalty} must be a finite number")
+    if not abs(length_penalty) <= 10:
+        raise BadInput(f"length_penalty = {length_penalty} must be a number from -10 to 10")
     if count == 0:
         return [[Beam(np.zeros(0, np.int32), 0.0, 0.0, "length")] for _ in prompts]
     found: dict[int, list[Beam]] = {}

@@ -148,7 +148,7 @@ class DecoderConfig:
     @property
     def rotary_size(self) -> int:
         """How many of a head's dimensions turn."""
-        return int(self.qk_size * self.rotary.fraction)
+        return int(self.qk_size * self.rotary.fraction + 1e-6)  # a share that was divided out
 
     @functools.cached_property
     def turn(self) -> "tuple[LayerKind, ...]":
@@ -251,7 +251,7 @@ class DecoderConfig:
         if self.zero_head and self.tied_embeddings:
             raise BadInput(
                 f"model.init = '{self.init}' starts the head at zero, which tied embeddings "
-                "cannot; give --model.init=fan_in or --model.no-tied-embeddings"
+                "cannot; give --model.init=fan_in or --model.tied_embeddings=False"
             )
         for name, most in LIMITS.items():
             if getattr(self, name) > most:

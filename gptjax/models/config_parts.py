@@ -125,7 +125,8 @@ class EmbeddingConfig:
             )
         if self.outputs and tied:
             raise BadInput(
-                "model.embedding.outputs is of a head of its own; give --model.no-tied-embeddings"
+                "model.embedding.outputs is of a head of its own; give "
+                "--model.tied_embeddings=False"
             )
         if self.position_offset and positions != "learned":
             raise BadInput(

@@ -274,7 +274,9 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale, bias
     mask, apart (key minus query position): broadcast against [B, T, S]; bias: float32, added to
     the scores.
     """
-    groups = k_BSGK.shape[2]
+    groups, dtype = k_BSGK.shape[2], q_BTHK.dtype
+    if dtype.itemsize < 4 and backend() == "cpu":  # XLA:CPU lacks some products of halves
+        q_BTHK, k_BSGK, v_BSGK = (x.astype(jnp.float32) for x in (q_BTHK, k_BSGK, v_BSGK))
     q_BTGRK = q_BTHK.reshape(*q_BTHK.shape[:2], groups, -1, q_BTHK.shape[-1])
     scores = scale * jnp.einsum(
         "btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32
@@ -291,7 +293,7 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale, bias
         v_BSGK,
         preferred_element_type=jnp.float32,
     )
-    return out.reshape(*q_BTHK.shape[:3], v_BSGK.shape[-1]).astype(q_BTHK.dtype)
+    return out.reshape(*q_BTHK.shape[:3], v_BSGK.shape[-1]).astype(dtype)
 
 
 def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):

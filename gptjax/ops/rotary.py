@@ -19,7 +19,7 @@ def rotary(x_BTHK, positions, base: float = 10000.0, fraction: float = 1.0):
     result has x's dtype. BadInput when the rotated size is odd or zero.
     """
     head_size = x_BTHK.shape[-1]
-    turned = int(head_size * fraction)
+    turned = int(head_size * fraction + 1e-6)  # as DecoderConfig.rotary_size
     if turned < 2 or turned % 2 or turned > head_size:
         raise BadInput(
             f"rotary needs an even number of rotated components between 2 and the head size; "

@@ -93,6 +93,13 @@ def test_prompts_far_apart_are_decoded_apart():
     assert groups([5, 90, 7, 91, 6], 64) == [[0, 4, 2], [1, 3]]
 
 
+def test_halves_over_grouped_heads():
+    """Several rows at once: a product of bfloat16 that XLA:CPU does not have."""
+    config = dataclasses.replace(ROTARY, compute_dtype="bfloat16")
+    rows = generate(config, params_of(ROTARY), PROMPTS[:2], 3, temperature=0.0)
+    assert [len(row) for row in rows] == [3, 3]
+
+
 def test_sparse_patterns_are_decoded_as_they_are_trained():
     """A window's cache is a ring; unequal prompts stand in it as each alone."""
     attention = dataclasses.replace(ROTARY.attention, pattern="window:4")
