@@ -9,6 +9,16 @@ import sys
 from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
 from gptjax.process import quiet_libraries
 
+ALWAYS = (
+    "vocab_size",
+    "context_length",
+    "num_layers",
+    "d_model",
+    "num_heads",
+    "num_kv_heads",
+    "d_ff",
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit code."""
@@ -58,17 +68,31 @@ def _export(given) -> int:
 
 
 def _show(source: str) -> int:
+    import math
+
     from gptjax.interop.fields import function_of, setting
-    from gptjax.interop.loading import checked, open_checkpoint
+    from gptjax.interop.loading import checked, open_checkpoint, read_words
+    from gptjax.interop.stores import reading
     from gptjax.models.config import DecoderConfig
 
     found = open_checkpoint(source)
     leaves = checked(found, found.config)
     plain = DecoderConfig()
-    print(f"{found.family.name}, {len(found.store.shapes)} tensors for {len(leaves)} parameters")
-    for name in function_of(found.config):
-        value = setting(found.config, name)
-        if value != setting(plain, name):
+    store, config = found.store, found.config
+    names = {piece.name for leaf in leaves.values() for piece in leaf.pieces}
+    count = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    dtypes = ", ".join(sorted({store.dtype(name) for name in names}))
+    print(f"{found.family.name}, {len(store.shapes)} tensors of {dtypes}, {count:,} parameters")
+    try:
+        with reading(found.path):
+            words = read_words(found)
+        print(f"tokenizer: {f'{words.kind}, {words.vocab_size} ids' if words else 'none'}")
+    except BadInput as error:
+        print(f"tokenizer: not read: {error}")
+    sizes = {"num_kv_heads": config.kv_heads, "d_ff": config.ff_size}
+    for name in function_of(config):
+        value = sizes.get(name, setting(config, name))
+        if name in ALWAYS or value != setting(plain, name):
             print(f"  model.{name} = {value}")
     return EXIT_DONE
 

@@ -76,7 +76,9 @@ def test_a_run_and_its_tokenizer_are_written_by_the_command(run, tmp_path, capsy
     assert main(["export", f"hf:{out}", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["show", f"hf:{out}"]) == 0
-    assert "model.positions = rotary" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "tensors of BF16" in shown and ", 257 ids" in shown
+    assert "model.positions = rotary" in shown and "model.num_kv_heads = " in shown
 
 
 def test_what_contradicts_the_checkpoint_is_one_line(tiny, checkpoint):
