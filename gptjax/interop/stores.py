@@ -6,6 +6,7 @@ Pickles (.bin, .pth, .pt, .ckpt of PyTorch) are refused: loading one runs whatev
 
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,23 +31,23 @@ def reading(source: str | Path) -> Iterator[None]:
         raise BadInput(f"{where} cannot be read: {error.strerror or error}") from None
 
 
-class Store:
+class Store(ABC):
     """Tensors by name. `source` is how messages call it."""
 
     source: str
     shapes: Mapping[str, tuple[int, ...]]
 
+    @abstractmethod
     def kind(self, name: str) -> str | None:
         """None for a dtype that is read, else its name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dtype(self, name: str) -> str:
         """What numbers a tensor holds, as its file calls them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
         """A block of a tensor."""
-        raise NotImplementedError
 
 
 class SafetensorsStore(Store):
