@@ -178,7 +178,7 @@ def test_a_preempted_job_saves_and_is_queued_again(tmp_path):
         job = SlurmJob([sys.executable, "-c", {SAVES!r}, {str(tmp_path)!r}], {{}})
         def preempted(*_):
             again = job.checkpoint()
-            print(again.command == job.command and again.process is None)
+            print(again.command == job.command and again.process is None, flush=True)
             os._exit(0)
         signal.signal(signal.SIGUSR2, preempted)
         job()
