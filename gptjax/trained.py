@@ -25,7 +25,7 @@ class Trained:
     """A run's parameters on a mesh, with the experiment and the tokenizer they belong to.
 
     `params` are nested dicts of arrays, for `models.decoder.Decoder(config).apply({"params":
-    params}, tokens_BT)`.
+    params}, tokens_BT)` under `jax.set_mesh(mesh)`.
     """
 
     workdir: Path

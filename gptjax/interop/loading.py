@@ -6,6 +6,7 @@ every array, read from the file as it is needed, so that the host holds little m
 largest tensor at a time.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ TOKENIZERS = (RECORD, *VOCABULARIES, WORDS, *PIECES)
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """Parameters of a checkpoint on a mesh, for `Decoder(config).apply({"params": params}, ...)`.
+    """Parameters of a checkpoint on a mesh.
 
+    They are for `Decoder(config).apply({"params": params}, tokens_BT)` under `jax.set_mesh`.
     `tokenizer` is None where the checkpoint brings none.
     """
 
@@ -110,8 +112,6 @@ def load(
         shardings,
     )
     if config is None and dtype == "bfloat16":
-        import dataclasses
-
         wanted = dataclasses.replace(wanted, compute_dtype="bfloat16")
     return Pretrained(wanted, params, words, source)
 

@@ -127,10 +127,10 @@ class Decoder(nn.Module):
             name = "positions" if len(c.position_axes) == 1 else f"positions_{i}"
             table_SD = weight(self, name, normal(std), (rows, c.d_model), (None, "embed"))
             here = spec if positions.ndim == 2 else None
-            place = positions // after % rows
+            row = positions // after % rows
             if len(c.position_axes) == 1:
-                place = positions + c.embedding.position_offset
-            p_TD = table_SD.at[place].get(out_sharding=here, mode="clip")
+                row = positions + c.embedding.position_offset
+            p_TD = table_SD.at[row].get(out_sharding=here, mode="clip")
             total = total + (p_TD if p_TD.ndim == 3 else p_TD[None])
         return total
 
