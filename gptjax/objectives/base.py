@@ -1,0 +1,143 @@
+"""What every objective offers: how text becomes a row of a batch, and the loss of a batch.
+
+The first half is numpy and runs in the data pipeline, one row at a time, from a generator that the
+row's place in the order of the run seeds; the second is jax and calls a model through `apply`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from gptjax.data.vocabulary import Vocabulary
+from gptjax.errors import BadInput, check_types
+
+if TYPE_CHECKING:  # a list of experiments needs no jax
+    import jax
+
+Family = Literal["decoder", "encoder", "encoder_decoder", "two_stream"]
+FAMILIES: tuple[Family, ...] = ("decoder", "encoder", "encoder_decoder", "two_stream")
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+Row = dict[str, np.ndarray]
+INPUTS = (
+    "positions",
+    "segments",
+    "types",
+    "prefix",
+    "block_positions",
+    "order",
+    "at",
+    "source",
+    "source_segments",
+)
+
+
+class Lengths(NamedTuple):
+    """How many tokens a row takes and gives; everything is filled up to these.
+
+    raw: ids of the corpus, after which the next row begins; overlap: ids beyond them that are read
+    too; tokens: of what a model predicts from; source: of what an encoder reads before a decoder;
+    predicted: of targets, those of weight 0 among them.
+    """
+
+    raw: int
+    tokens: int
+    predicted: int
+    source: int = 0
+    overlap: int = 0
+
+
+class LossSums(NamedTuple):
+    """Sums over the predicted tokens of a batch; float32 scalars.
+
+    `total` is what is differentiated: nats plus auxiliary terms. `routing`: of a model with
+    experts the sums of what its routers tell (`models.experts.Routing`), times the tokens.
+    `pairs`: of objectives that also sort rows into classes, the nats and the hits of those, and
+    how many there were.
+    """
+
+    total: "jax.Array"
+    nats: "jax.Array"
+    correct: "jax.Array"
+    tokens: "jax.Array"
+    routing: Any = None
+    pairs: Any = None
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """Base of all objectives; the fields are those of the loss over the vocabulary.
+
+    A row that `transform` gives has int32 arrays, unless said otherwise: `tokens` [T], `targets`
+    [P], float32 `weights` [P] (0 where nothing is predicted; absent: 1 everywhere), and of these
+    what the model needs: `at` [P] (the places of `tokens` whose output predicts the targets;
+    absent: all), `positions`, `segments`, `types`, `block_positions`, `order` [T], bool `prefix`
+    [T] (tokens that every other one may read), `source`, `source_segments` [S] (-1: filled up) of
+    an encoder-decoder, and `label` [] (a class of the row).
+    """
+
+    z_loss: float = 0.0
+    chunk_tokens: int = 0  # tokens whose logits exist at once on a device; 0: 128 MB of logits
+
+    kind: ClassVar[str] = ""  # its name on the command line and in a run's files
+    families: ClassVar[tuple[Family, ...]] = ()  # of models that can carry it
+    # What its loss is the likelihood of: whole text, text after a prefix, blanks in the rest of a
+    # text, or nothing (tokens that are predicted apart from each other).
+    likelihood: ClassVar[Literal["text", "continuation", "blanks", "none"]] = "none"
+    # Whether tokens stay in their places, so that attention can be kept within documents.
+    in_place: ClassVar[bool] = True
+
+    @abstractmethod
+    def lengths(self, length: int, family: Family) -> Lengths:
+        """The sizes of a row for `data.sequence_length`; BadInput where it is too short."""
+
+    @abstractmethod
+    def roles(self, length: int) -> tuple[str, ...]:
+        """The special tokens that rows need, such as "mask" or "sentinel_0"."""
+
+    @abstractmethod
+    def transform(
+        self, length: int, family: Family, vocabulary: Vocabulary
+    ) -> Callable[[np.ndarray, np.random.Generator, Draw], Row]:
+        """A function of int ids [raw + overlap], a generator, and of a drawer of other text.
+
+        The drawer gives so many ids from a random place of the same split.
+        """
+
+    def classes(self) -> int:
+        """Of the label of a row; 0: rows have none."""
+        return 0
+
+    def validate(self) -> None:
+        """BadInput, in one line, for an objective that cannot be."""
+        check_types("objective", self)
+        for name in ("z_loss", "chunk_tokens"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"objective.{name} is {getattr(self, name)}; give 0 or more")
+
+    def sums(self, apply, batch) -> LossSums:
+        """The loss of a batch; `apply(tokens_BT, NAME=...)` gives a model's `Output`."""
+        from gptjax.ops.vocab_loss import vocab_loss
+
+        out = apply(batch["tokens"], **{name: batch[name] for name in INPUTS if name in batch})
+        total, stats = vocab_loss(
+            out.hidden_BTD,
+            out.head_VD,
+            batch["targets"],
+            batch.get("weights"),
+            head_bias_V=out.head_bias_V,
+            z_loss=self.z_loss,
+            chunk_tokens=self.chunk_tokens or None,
+        )
+        sums = LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)
+        return with_routing(sums, out)
+
+
+def with_routing(sums: LossSums, out) -> LossSums:
+    """The sums of a batch with what the routers of a model's `Output` add to every token."""
+    if out.routing is None:
+        return sums
+    routing = type(out.routing)(*(sums.tokens * one for one in out.routing))
+    return sums._replace(total=sums.total + sums.tokens * out.auxiliary, routing=routing)
