@@ -24,6 +24,8 @@ class Tokenizer(Protocol):
     separator, so that nats / (sum of token_bytes of the targets) / ln 2 is bits per byte.
     `special` has the ids of the roles that the vocabulary fills: bos, eos, unk, pad, sep, cls,
     mask. The separator is one of them, and where there is an eos, generation ends at it.
+    `surfaces` has the bytes of UTF-8 that each id writes inside a text, none for special ones;
+    `id_of` the id of what the vocabulary writes so, such as "<extra_id_0>", None without one.
     """
 
     kind: str
@@ -36,6 +38,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray: ...
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
+    def surfaces(self) -> list[bytes]: ...
+    def id_of(self, token: str) -> int | None: ...
     def save(self, folder: Path) -> None: ...
 
 
@@ -64,6 +68,14 @@ class ByteTokenizer:
         """The text; separators stand for nothing, bytes that are not UTF-8 for U+FFFD."""
         ids = np.asarray(ids, np.int64).reshape(-1)
         return ids[ids < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+    def surfaces(self) -> list[bytes]:
+        """The byte that each id writes, none for the separator."""
+        return [*(bytes([byte]) for byte in range(256)), b""]
+
+    def id_of(self, token: str) -> int | None:
+        """None: bytes have no names."""
+        return None
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
@@ -112,6 +124,14 @@ class SymbolTokenizer:
         ids = np.asarray(ids, np.int64).reshape(-1)
         points = np.where(ids == self.separator_id, ord("\n"), ids + FIRST_SYMBOL)
         return points.astype("<u4").tobytes().decode("utf-32-le")
+
+    def surfaces(self) -> list[bytes]:
+        """The symbol that each id writes, nothing for the separator."""
+        return [*(chr(FIRST_SYMBOL + i).encode() for i in range(self.separator_id)), b""]
+
+    def id_of(self, token: str) -> int | None:
+        """None: symbols have no names."""
+        return None
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""

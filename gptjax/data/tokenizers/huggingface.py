@@ -32,7 +32,8 @@ class HuggingFaceTokenizer:
     """The tokenizer that the text of a tokenizer.json describes.
 
     `separator_id` stands between documents; `special` has the ids of the roles in `ROLES`, as
-    far as they are known. BadInput where the text describes no tokenizer.
+    far as they are known. `continues` is bool [vocab_size] for WordPiece, which marks the tokens
+    that go on with a word, else None. BadInput where the text describes no tokenizer.
     """
 
     kind = "hf"
@@ -70,8 +71,9 @@ class HuggingFaceTokenizer:
                     f"{source} gives the token {token['content']!r} the id {token['id']}, but its "
                     f"place in the vocabulary is {vocab.get(token['content'])}"
                 )
-        self.token_bytes = _token_bytes(described, vocab, self.vocab_size)
-        self.token_bytes[self.separator_id] = 0
+        self._surfaces, self.continues = _surfaces(described, vocab, self.vocab_size)
+        self._surfaces[self.separator_id] = b""
+        self.token_bytes = np.array([len(one) for one in self._surfaces], np.int32)
 
     @property
     def exact(self) -> bool:
@@ -100,6 +102,14 @@ class HuggingFaceTokenizer:
     def token(self, number: int) -> str:
         """How the vocabulary writes an id."""
         return self._plain.id_to_token(number)
+
+    def surfaces(self) -> list[bytes]:
+        """The bytes that each id writes inside a text, none for special ones."""
+        return self._surfaces
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, None without one."""
+        return self._plain.token_to_id(token)
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
@@ -150,14 +160,17 @@ def _parts(node) -> Iterator[dict]:
                 yield from _parts(part)
 
 
-def _token_bytes(described: dict, vocab: Mapping[str, int], size: int) -> np.ndarray:
-    """int32 [size]: UTF-8 bytes that decoding writes for each id, 0 for special tokens."""
+def _surfaces(
+    described: dict, vocab: Mapping[str, int], size: int
+) -> tuple[list[bytes], np.ndarray | None]:
+    """What decoding writes for each id, nothing for special tokens; what goes on with a word."""
     model = described["model"]
     steps = list(_parts(described.get("decoder")))
     steps += _parts(described.get("pre_tokenizer"))
     kinds = {step["type"] for step in steps}
     alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
     falls_back = model.get("byte_fallback") and "ByteFallback" in kinds
+    fallbacks = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(0x100)}
     prefix = model.get("continuing_subword_prefix") if model.get("type") == "WordPiece" else None
     suffix = model.get("end_of_word_suffix") or None
     written = [("\u2581", " ")] if "Metaspace" in kinds else []
@@ -165,32 +178,36 @@ def _token_bytes(described: dict, vocab: Mapping[str, int], size: int) -> np.nda
         if step["type"] == "Replace" and "String" in step["pattern"]:
             written.append((step["pattern"]["String"], step["content"]))
 
-    def count(token: str) -> int:
+    def surface(token: str) -> bytes:
         if alphabet and all(character in alphabet for character in token):
-            return len(token)
-        if falls_back and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            return 1
+            return bytes(alphabet[character] for character in token)
+        if falls_back and token in fallbacks:
+            return fallbacks[token]
         if prefix is not None:
             inside = token.startswith(prefix)
-            token = token.removeprefix(prefix) if inside else _spaced(token)
-        elif suffix is not None:
-            ends = token.endswith(suffix)
-            token = _spaced(token.removesuffix(suffix)) if ends else token
+            token = token.removeprefix(prefix) if inside else _space(token) + token
+        elif suffix is not None and token.endswith(suffix):
+            token = token.removesuffix(suffix)
+            token += _space(token)
         for old, new in written:
             token = token.replace(old, new)
-        return len(token.encode("utf-8"))
+        return token.encode("utf-8")
 
-    sizes = np.zeros(size, np.int32)
+    found = [b""] * size
     for token, number in vocab.items():
-        sizes[number] = count(token)
+        found[number] = surface(token)
     for token in described.get("added_tokens", ()):
-        sizes[token["id"]] = 0 if token["special"] else len(token["content"].encode("utf-8"))
+        found[token["id"]] = b"" if token["special"] else token["content"].encode("utf-8")
     unknown = model.get("unk_token")
     if unknown in vocab:
-        sizes[vocab[unknown]] = 0
-    return sizes
+        found[vocab[unknown]] = b""
+    if prefix is None:
+        return found, None
+    continues = np.zeros(size, bool)
+    continues[[number for token, number in vocab.items() if token.startswith(prefix)]] = True
+    return found, continues
 
 
-def _spaced(word: str) -> str:
-    """A word with a space; marks of punctuation mostly have none."""
-    return f" {word}" if word[:1].isalnum() else word
+def _space(word: str) -> str:
+    """The space beside a word; marks of punctuation mostly have none."""
+    return " " if word[:1].isalnum() else ""

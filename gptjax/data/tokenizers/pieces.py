@@ -103,6 +103,15 @@ class SentencePieceTokenizer:
         text = self._processor.decode(ids.tolist())
         return unescape(text) if self.escapes else text
 
+    def surfaces(self) -> list[bytes]:
+        """The bytes that each id writes inside a text, none for special ones."""
+        return [self._surface(number) for number in range(self.vocab_size)]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece by its name, None without one."""
+        number = self._processor.piece_to_id(token)
+        return number if self._processor.id_to_piece(number) == token else None
+
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
         save_record(self, folder)
@@ -110,6 +119,16 @@ class SentencePieceTokenizer:
 
     def _prepare(self, text: str) -> bytes:
         return utf8(escape(text) if self.escapes else text)
+
+    def _surface(self, number: int) -> bytes:
+        processor = self._processor
+        piece = processor.id_to_piece(number)
+        if processor.is_byte(number):
+            return bytes([int(piece[3:5], 16)])  # <0x0A>
+        if processor.is_control(number) or processor.is_unknown(number):
+            return b""
+        piece = piece.replace("\u2581", " ")
+        return (unescape(piece) if self.escapes else piece).encode("utf-8")
 
     def _bytes(self, number: int) -> int:
         processor = self._processor
