@@ -1,5 +1,42 @@
 """What is minimised. An objective calls a model through an `apply` function."""
 
+from gptjax.errors import BadInput, did_you_mean
+from gptjax.objectives.base import FAMILIES, Family, Lengths, LossSums, Objective
+from gptjax.objectives.masked import MaskedLM
 from gptjax.objectives.next_token import NextToken
+from gptjax.objectives.spans import SpanCorruption
 
-__all__ = ["NextToken"]
+# By the name that a command line and a run's files have for each.
+OBJECTIVES: dict[str, type[Objective]] = {
+    "next_token": NextToken,
+    **{one.kind: one for one in (MaskedLM, SpanCorruption)},
+}
+
+
+def objective_of(kind: str) -> type[Objective]:
+    """The objective of this name; BadInput, which lists all, for none."""
+    if kind in OBJECTIVES:
+        return OBJECTIVES[kind]
+    known = ", ".join(OBJECTIVES)
+    hint = did_you_mean(str(kind), OBJECTIVES)
+    raise BadInput(f"there is no objective {kind!r}{hint or '; there are'} {known}")
+
+
+def possible(family: Family) -> tuple[str, ...]:
+    """The names of the objectives that models of a family can carry."""
+    return tuple(kind for kind, one in OBJECTIVES.items() if family in one.families)
+
+
+__all__ = [
+    "FAMILIES",
+    "OBJECTIVES",
+    "Family",
+    "Lengths",
+    "LossSums",
+    "MaskedLM",
+    "NextToken",
+    "Objective",
+    "SpanCorruption",
+    "objective_of",
+    "possible",
+]

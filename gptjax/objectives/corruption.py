@@ -1,0 +1,118 @@
+"""What objectives that hide parts of a text share: random spans, counts, and rows filled up."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+import numpy as np
+
+from gptjax.data.vocabulary import Vocabulary
+from gptjax.errors import BadInput
+from gptjax.objectives.base import Family, Lengths, Row
+
+
+def check_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    """BadInput for a field that is not above `low` and below `high`."""
+    if not low < value < high:
+        raise BadInput(f"objective.{name} is {value}; give a number above {low:g}, below {high:g}")
+
+
+def check_length(length: int, least: int, why: str) -> None:
+    """BadInput for rows that are too short for an objective."""
+    if length < least:
+        raise BadInput(f"data.sequence_length is {length}; {why} needs {least} or more")
+
+
+def counted(rng: np.random.Generator, expected: float) -> int:
+    """A whole number whose mean is `expected`: the one below or the one above."""
+    below = int(expected)
+    return below + bool(rng.random() < expected - below)
+
+
+def segmentation(rng: np.random.Generator, items: int, parts: int) -> np.ndarray:
+    """int64 [parts]: sizes of 1 or more that sum to `items`, all such sequences equally likely."""
+    cuts = np.sort(rng.choice(items - 1, parts - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=items)
+
+
+def placed_apart(rng: np.random.Generator, sizes: np.ndarray, length: int) -> np.ndarray:
+    """int64 [spans]: starts of spans of these sizes, in their order, none touching the next.
+
+    All such places within `length` are equally likely; it must be at least the sizes' sum and one
+    less than their number.
+    """
+    gaps = np.sort(rng.choice(length - int(sizes.sum()) + 1, len(sizes), replace=False))
+    return gaps + np.cumsum(sizes) - sizes
+
+
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """int64 [sum of sizes]: starts[0], starts[0] + 1, ..., then those of the next span."""
+    offsets = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(starts, sizes) + offsets
+
+
+def filled(values, size: int, fill=0, dtype=np.int32) -> np.ndarray:
+    """[size]: the values, then `fill`."""
+    row = np.full(size, fill, dtype)
+    row[: len(values)] = values
+    return row
+
+
+def longest_run(ids: np.ndarray, separator: int) -> np.ndarray:
+    """The longest part of the ids without a separator, the first of equals."""
+    bounds = np.concatenate([[-1], np.flatnonzero(ids == separator), [len(ids)]])
+    longest = int(np.argmax(np.diff(bounds)))
+    return ids[bounds[longest] + 1 : bounds[longest + 1]]
+
+
+def conditional_row(
+    source: np.ndarray,
+    targets: np.ndarray,
+    lengths: Lengths,
+    family: Family,
+    vocabulary: Vocabulary,
+    start: int,
+    fits: bool = False,
+) -> Row:
+    """The row in which `targets` are predicted from `source` and from each other in order.
+
+    An encoder-decoder reads the source apart and `start`, targets[0], targets[1], ...; a decoder
+    reads the source, whose last token predicts targets[0], and goes on with the targets. Whatever
+    is shorter than `lengths` is filled up with pad and has the weight 0, in a source the segment
+    -1; rows of an objective whose source and targets always fit have neither `weights` nor
+    `source_segments`.
+    """
+    pad, count = vocabulary.id("pad"), len(targets)
+    row = {"targets": filled(targets, lengths.predicted, pad)}
+    if not fits:
+        row["weights"] = filled(np.ones(count), lengths.predicted, 0.0, np.float32)
+    if family == "encoder_decoder":
+        row["tokens"] = filled([start], lengths.tokens, pad)
+        row["tokens"][1:count] = targets[:-1]
+        row["source"] = filled(source, lengths.source, pad)
+        if not fits:
+            row["source_segments"] = filled(np.zeros(len(source)), lengths.source, -1)
+        return row
+    row["tokens"] = filled(source, lengths.tokens, pad)
+    row["tokens"][len(source) : len(source) + count - 1] = targets[:-1]
+    row["prefix"] = np.arange(lengths.tokens) < len(source)
+    row["at"] = filled(len(source) - 1 + np.arange(count), lengths.predicted)
+    return row
+
+
+def parts_of(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """The source and the targets of which `conditional_row` made a row."""
+    targets = row["targets"]
+    if "weights" in row:
+        targets = targets[row["weights"] > 0]
+    if "source" not in row:
+        return row["tokens"][row["prefix"]], targets
+    source = row["source"]
+    return source[row["source_segments"] >= 0] if "source_segments" in row else source, targets
+
+
+def most(limit: int, size: Callable[[int], int], least: int = 1) -> int:
+    """The largest n with size(n) <= limit, `least` - 1 for none; size never falls."""
+    above = least + 1
+    while size(above) <= limit:
+        above *= 2
+    return bisect_right(range(least, above), limit, key=size) + least - 1
