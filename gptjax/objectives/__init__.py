@@ -4,12 +4,13 @@ from gptjax.errors import BadInput, did_you_mean
 from gptjax.objectives.base import FAMILIES, Family, Lengths, LossSums, Objective
 from gptjax.objectives.masked import MaskedLM
 from gptjax.objectives.next_token import NextToken
+from gptjax.objectives.prefix import PrefixLM
 from gptjax.objectives.spans import SpanCorruption
 
 # By the name that a command line and a run's files have for each.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
-    **{one.kind: one for one in (MaskedLM, SpanCorruption)},
+    **{one.kind: one for one in (MaskedLM, SpanCorruption, PrefixLM)},
 }
 
 
@@ -36,6 +37,7 @@ __all__ = [
     "MaskedLM",
     "NextToken",
     "Objective",
+    "PrefixLM",
     "SpanCorruption",
     "objective_of",
     "possible",

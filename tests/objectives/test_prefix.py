@@ -1,0 +1,59 @@
+"""Prefix language modelling: where the text is split, and what predicts what."""
+
+import numpy as np
+import pytest
+
+from gptjax.errors import BadInput
+from gptjax.objectives import PrefixLM
+from gptjax.objectives.corruption import parts_of
+from tests.objectives.rows import SYMBOLS, check_rows, maker, within
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_rows(family):
+    for length in (2, 3, 61):
+        check_rows(PrefixLM(), length, family)
+    check_rows(PrefixLM(low=0.5, high=0.5), 61, family)
+
+
+def test_a_decoder_predicts_what_follows():
+    make, _, lengths = maker(PrefixLM(), 20, "decoder")
+    assert lengths == (20, 20, 20, 0, 1)
+    sizes = []
+    for seed in range(2000):
+        row, ids = make(seed)
+        size = int(row["prefix"].sum())
+        assert row["prefix"][:size].all()
+        assert np.array_equal(row["tokens"], ids[:20]) and np.array_equal(row["targets"], ids[1:])
+        assert row["weights"].tolist() == [0.0] * (size - 1) + [1.0] * (21 - size)
+        sizes.append(size)
+    counts = np.bincount(sizes)
+    assert (np.flatnonzero(counts)[[0, -1]] == [5, 15]).all()
+    assert within(np.mean(sizes), 10, (10 / 2000) ** 0.5)
+    assert within(counts.max(), 2000 / 11, (2000 / 11) ** 0.5)
+
+
+def test_an_encoder_reads_the_prefix():
+    make, vocabulary, lengths = maker(PrefixLM(), 20, "encoder_decoder")
+    assert lengths == (20, 15, 15, 15, 0)
+    for seed in range(50):
+        row, ids = make(seed)
+        source, targets = parts_of(row)
+        assert np.array_equal(np.concatenate([source, targets]), ids)
+        assert row["tokens"][0] == SYMBOLS == vocabulary.separator
+        assert np.array_equal(row["tokens"][1 : len(targets)], targets[:-1])
+        assert row["weights"].sum() == len(targets)
+        assert (row["source_segments"] >= 0).sum() == len(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"low": 0.0}, "objective.low is 0.0"),
+        ({"high": 1.0}, "objective.high is 1.0"),
+        ({"low": 0.8}, r"objective.low is 0.8, above objective.high=0.75"),
+    ],
+)
+def test_bad_fields(changes, message):
+    with pytest.raises(BadInput, match=message):
+        PrefixLM(**changes).validate()
