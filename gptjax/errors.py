@@ -8,7 +8,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
-from typing import get_args
+from typing import get_args, get_origin
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -114,7 +114,12 @@ def check_types(part: str, config) -> None:
     for field in dataclasses.fields(config):
         name, value, kind = f"{part}.{field.name}", getattr(config, field.name), field.type
         options = get_args(kind)
-        if dataclasses.is_dataclass(kind):
+        if get_origin(kind) is tuple and dataclasses.is_dataclass(options[0]):
+            if not isinstance(value, tuple) or not all(type(v) is options[0] for v in value):
+                raise BadInput(f"{name} is {value!r}, not a tuple of {options[0].__name__}")
+            for place, one in enumerate(value):
+                check_types(f"{name}.{place}", one)
+        elif dataclasses.is_dataclass(kind):
             if not isinstance(value, kind):
                 raise BadInput(f"{name} is {value!r}, not a {kind.__name__}")
             check_types(name, value)

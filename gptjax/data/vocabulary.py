@@ -71,12 +71,17 @@ class Vocabulary:
                 return known[role]
         if role in AS_SEPARATOR or role == "separator":
             return self.separator
-        known = ", ".join([*self.special, *self.extra])
-        raise BadInput(f"the vocabulary has no {role} token; it has {known}")
+        raise BadInput(f"the vocabulary has no {role} token; ask `vocabulary_of` for one")
 
     def sentinels(self, count: int) -> np.ndarray:
         """int32 [count]: the ids of sentinel_0, sentinel_1, ..."""
         return np.array([self.id(f"{SENTINEL}{i}") for i in range(count)], np.int32)
+
+    @cached_property
+    def all_sentinels(self) -> np.ndarray:
+        """int32 [n]: the ids of all that were asked for."""
+        known = (self.special | self.extra).items()
+        return np.array([i for role, i in known if role.startswith(SENTINEL)], np.int32)
 
     @cached_property
     def ordinary(self) -> np.ndarray:

@@ -69,10 +69,8 @@ def rebuilt(source: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> 
 
     A sentinel that the targets do not have stays as it is.
     """
-    known = vocabulary.special | vocabulary.extra
-    sentinels = [number for role, number in known.items() if role.startswith(SENTINEL)]
     source, targets = source[:-1], targets[:-1]  # without eos
-    at = np.flatnonzero(np.isin(targets, sentinels))
+    at = np.flatnonzero(np.isin(targets, vocabulary.all_sentinels))
     spans = dict(zip(targets[at].tolist(), np.split(targets, at)[1:], strict=True))
     parts = [spans[one][1:] if one in spans else [one] for one in source.tolist()]
     return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
