@@ -48,7 +48,7 @@ def gptjax_call(given, dtype: str):
     import jax
 
     from gptjax.evaluation.generate import generate
-    from gptjax.models.decoder import init_params
+    from gptjax.models.build import init_params
     from gptjax.models.presets import gpt2
 
     config = dataclasses.replace(gpt2("124m"), compute_dtype=dtype)

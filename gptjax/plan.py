@@ -18,7 +18,7 @@ from gptjax.data.config import cache_root
 from gptjax.data.prepare import training_tokens
 from gptjax.experiment import Experiment, flatten
 from gptjax.memory import Need, device_memory, verdict
-from gptjax.models.decoder import param_axes
+from gptjax.models.build import param_axes
 from gptjax.ops.shards import on_platform
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.parallel.mesh import AXES, REST, abstract_mesh, check_mesh, make_mesh

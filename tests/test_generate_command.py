@@ -134,7 +134,7 @@ def test_weights_of_others(tmp_path, capsys):
 
     from gptjax.evaluation.generate import generate
     from gptjax.interop import export
-    from gptjax.models.decoder import init_params
+    from gptjax.models.build import init_params
 
     config = gptjax.DecoderConfig(
         vocab_size=31, context_length=16, num_layers=1, d_model=16, num_heads=2

@@ -12,7 +12,7 @@ import pytest
 from gptjax import command_line, registry
 from gptjax.errors import BadInput
 from gptjax.experiment import Experiment
-from gptjax.models.decoder import init_params
+from gptjax.models.build import init_params
 from gptjax.parallel.mesh import abstract_mesh
 from gptjax.plan import _backward, _batch, make_plan
 from gptjax.scaling.flops import count_parameters

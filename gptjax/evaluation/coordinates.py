@@ -24,9 +24,10 @@ import numpy as np
 from gptjax import data
 from gptjax.errors import BadInput
 from gptjax.models.config import DecoderConfig
-from gptjax.models.decoder import Decoder, logits
+from gptjax.models.decoder import Decoder
 from gptjax.models.experts import Experts
 from gptjax.models.layers import MLP, Attention, Block
+from gptjax.models.stack import logits
 from gptjax.parallel.mesh import make_mesh
 from gptjax.training.loop import to_mesh
 from gptjax.training.optimizer import make_optimizer

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.evaluation.sampling import Method, Settings, choose, penalised
+from gptjax.models.build import empty_cache
 from gptjax.models.config import DecoderConfig
-from gptjax.models.decoder import Decoder, empty_cache, logits
+from gptjax.models.decoder import Decoder
 from gptjax.models.layers import Cache
+from gptjax.models.stack import logits
 from gptjax.ops.attention import Slots
 from gptjax.ops.patterns import Causal
 from gptjax.ops.shards import explicit_mesh, reshard, spec_of

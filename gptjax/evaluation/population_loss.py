@@ -14,7 +14,7 @@ import numpy as np
 from gptjax.data.config import DataConfig
 from gptjax.data.zipf import ZipfFacts, entropy, sequences
 from gptjax.errors import BadInput
-from gptjax.models.decoder import logits
+from gptjax.models.stack import logits
 from gptjax.training.loop import to_mesh
 
 MOST_SEQUENCES = 1 << 24  # about ten minutes for a model of 100,000 parameters on two cores

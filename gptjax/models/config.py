@@ -1,4 +1,4 @@
-"""What a decoder is made of, in the field's words. Everything derivable is a property.
+"""What a transformer is made of, in the field's words. Everything derivable is a property.
 
 With `parametrization="mup"` (arXiv 2203.03466, table 8, its form with constant-variance heads) the
 best learning rate of a narrow model is that of a wide one. Relative to the model of `base_width`,
@@ -40,8 +40,11 @@ LIMITS = {
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """A decoder-only transformer (arXiv 1706.03762 without its encoder)."""
+class TransformerConfig:
+    """What all kinds of models share; each kind is a subclass, with what it has beside this."""
+
+    # Its name in a run's files, and of the models that an objective can be minimised with.
+    kind = ""
 
     vocab_size: int = 257
     context_length: int = 256  # rows of the learned position table, and the longest sequence
@@ -64,8 +67,9 @@ class DecoderConfig:
     tied_embeddings: bool = True
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
     # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2);
-    # standard deviation 0.125 / sqrt(fan_in) and a head of zeros (arXiv 1904.10509, section 6)
-    init: Literal["gpt2", "fan_in", "fan_in_zero", "sparse_transformer"] = "gpt2"
+    # standard deviation 0.125 / sqrt(fan_in) and a head of zeros (arXiv 1904.10509, section 6);
+    # N(0, 1 / fan_in), of queries less by the head size, and words of N(0, 1) (arXiv 1910.10683)
+    init: Literal["gpt2", "fan_in", "fan_in_zero", "sparse_transformer", "t5"] = "gpt2"
     parametrization: Literal["standard", "mup"] = "standard"  # mup: one rate for all
     base_width: int = 64  # of muP: the width at which it equals the standard parametrization
     layers: Literal["unrolled", "scan"] = "unrolled"
@@ -173,9 +177,9 @@ class DecoderConfig:
     def attention_pairs(self, length: int) -> float:
         """Query-key pairs that a sequence visits, the mean over layers and heads."""
         total = 0.0
-        for i, (pattern, _) in enumerate(self.turn):
+        for i, kind in enumerate(self.turn):
             layers = len(range(i, self.num_layers, len(self.turn)))
-            total += layers * pattern.pairs(length) / len(pattern.members)
+            total += layers * kind.pattern.pairs(length) / len(kind.pattern.members)
         return total / self.num_layers
 
     @property
@@ -201,8 +205,8 @@ class DecoderConfig:
         size = 1.0 if self.attention.scale == "one" else math.sqrt(self.qk_size)
         return 1.0 / size / math.sqrt(self.head_ratio)
 
-    def at_width(self, width: int, grow: Literal["heads", "head_dim"] = "heads") -> "DecoderConfig":
-        """The same decoder at another width: all its sizes in proportion, muP's base unchanged.
+    def at_width(self, width: int, grow: Literal["heads", "head_dim"] = "heads"):
+        """The same model at another width: all its sizes in proportion, muP's base unchanged.
 
         grow: whether the number of heads changes or their size. BadInput where a size would not
         be whole.
@@ -233,7 +237,7 @@ class DecoderConfig:
         return replace(self, **sizes, attention=attention)
 
     def validate(self) -> None:
-        """One clear line for a decoder that cannot be."""
+        """One clear line for a model that cannot be."""
         check_types("model", self)
         sizes = ("vocab_size", "context_length", "num_layers", "d_model", "num_heads", "base_width")
         for name in sizes:
@@ -287,15 +291,6 @@ class DecoderConfig:
             raise BadInput(f"{name}: {error}") from None
         for pattern in patterns:
             count, repeats = len(pattern.members), self.num_heads // self.kv_heads
-            if not pattern.causal:
-                one = next(member for member in pattern.members if not member.causal)
-                hint = "give a causal one"
-                if hasattr(one, "ways"):
-                    hint = f"give {replace(one, ways='causal')}"
-                raise BadInput(
-                    f"{name} = {self.attention.pattern!r} lets positions read later ones, which a "
-                    f"decoder is to predict; {hint}"
-                )
             if repeats % count and self.kv_heads % count:
                 raise BadInput(
                     f"{name} = {self.attention.pattern!r} has {count} groups of heads, which "
@@ -315,11 +310,41 @@ class DecoderConfig:
             )
 
 
+@dataclass(frozen=True)
+class DecoderConfig(TransformerConfig):
+    """A decoder-only transformer (arXiv 1706.03762 without its encoder)."""
+
+    kind = "decoder"
+
+    def validate(self) -> None:
+        super().validate()
+        check_causal(self)
+
+
+def check_causal(config: TransformerConfig) -> None:
+    """BadInput for a model whose pattern lets a position read what it is to predict."""
+    for pattern in config.attention.patterns:
+        if pattern.causal:
+            continue
+        one = next(member for member in pattern.members if not member.causal)
+        hint = "give a causal one"
+        if hasattr(one, "ways"):
+            hint = f"give {replace(one, ways='causal')}"
+        raise BadInput(
+            f"model.attention.pattern = {config.attention.pattern!r} lets positions read later "
+            f"ones, which a decoder is to predict; {hint}"
+        )
+
+
 class LayerKind(NamedTuple):
-    """What one layer has and another of the same model may not have."""
+    """What one layer has and another of the same model may not have.
+
+    cross: whether it reads what an encoder wrote.
+    """
 
     pattern: Pattern
     experts: bool
+    cross: bool = False
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -95,6 +95,7 @@ class EmbeddingConfig:
     head_bias: bool = False  # of logits (GPT-J)
     outputs: int = 0  # ids that are predicted, the first so many (Image GPT: 512 of 513); 0: all
     position_offset: int = 0  # rows of the position table before that of the first one (OPT: 2)
+    types: int = 0  # kinds of tokens that have a vector each (BERT: 2, for the texts of a pair)
     # Of factorised positions: a learned table for each axis of an array in raster order (32x32x3:
     # rows, columns and channels of an image), added up (arXiv 1904.10509, section 5.3).
     position_shape: str = ""
@@ -110,6 +111,7 @@ class EmbeddingConfig:
             "size": "d_model",
             "outputs": "all",
             "position_offset": "none",
+            "types": "none",
         }.items():
             if getattr(self, name) < 0:
                 raise BadInput(

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 from gptjax.models.config_parts import ExpertsConfig
 from gptjax.models.parameters import init_std, normal, weight, zeros
 from gptjax.ops import activations
@@ -61,7 +61,7 @@ class Routing(NamedTuple):
 class Experts(nn.Module):
     """Feed-forward layers, plain or gated, of which every token takes some."""
 
-    config: DecoderConfig
+    config: TransformerConfig
     rules: Rules
 
     @nn.compact

@@ -1,16 +1,18 @@
 """The parts of a transformer block: norm, attention, feed-forward, and the cache of one layer."""
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gptjax.models.config import DecoderConfig, LayerKind
+from gptjax.models.config import LayerKind, TransformerConfig
 from gptjax.models.experts import Experts
 from gptjax.models.parameters import init_std, normal, ones, weight, zeros
 from gptjax.ops import activations
-from gptjax.ops.attention import attention, decode_attention
+from gptjax.ops.attention import attention, cross_attention, decode_attention
 from gptjax.ops.linear import project
 from gptjax.ops.norms import layer_norm, rms_norm
 from gptjax.ops.patterns import Pattern
@@ -24,27 +26,34 @@ class Cache(NamedTuple):
     """Keys and values of every layer after `length` positions.
 
     `layers` holds the `Slots` of every layer; of scanned layers those of each pattern in turn, with
-    a leading axis.
+    a leading axis. `written`: in the same order the keys and values of what an encoder wrote; None
+    before the first tokens, and in decoders.
     """
 
     layers: Any
     length: jax.Array
+    written: Any = None
 
 
 class Inputs(NamedTuple):
     """What every layer of a model gets beside the stream.
 
     positions: [T] or [B, T]; segments_BT: None or integers that keep attention within a document;
-    scores_LH: None or the learned score of every distance in every head.
+    prefix_BT: None or which tokens all others read, also earlier ones; scores_LH: None or the
+    learned score of every distance in every head; written_BSD: None or what an encoder wrote, with
+    segments of its own.
     """
 
     positions: jax.Array
     segments_BT: jax.Array | None = None
+    prefix_BT: jax.Array | None = None
     scores_LH: jax.Array | None = None
+    written_BSD: jax.Array | None = None
+    written_segments_BS: jax.Array | None = None
 
 
 class Norm(nn.Module):
-    config: DecoderConfig
+    config: TransformerConfig
     rules: Rules
 
     @nn.compact
@@ -75,7 +84,7 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     """Multi-head, grouped (arXiv 2305.13245) or multi-query attention with a functional cache."""
 
-    config: DecoderConfig
+    config: TransformerConfig
     rules: Rules
     pattern: Pattern
 
@@ -83,25 +92,23 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, inputs: Inputs, cache, queries_BTD=None):
         """What the layer adds to x [B, T, D], and the cache; queries: of other vectors than x."""
         c = self.config
-        D, H, G, K = x_BTD.shape[-1], c.num_heads, c.kv_heads, c.head_size
-        w_q, w_k, w_v = (
-            self.projection("query", D, H, c.qk_size, "heads"),
-            self.projection("key", D, G, c.qk_size, "kv_heads"),
-            self.projection("value", D, G, K, "kv_heads"),
-        )
+        D, H = x_BTD.shape[-1], c.num_heads
+        w_q, w_k, w_v = self.projections(D)
         q_BTHK = self.heads(x_BTD if queries_BTD is None else queries_BTD, *w_q)
         k_BTGK, v_BTGK = self.heads(x_BTD, *w_k), self.heads(x_BTD, *w_v)
         if c.positions == "rotary":
             q_BTHK = rotary(q_BTHK, inputs.positions, c.rotary.base, c.rotary.fraction)
             k_BTGK = rotary(k_BTGK, inputs.positions, c.rotary.base, c.rotary.fraction)
         T, M = x_BTD.shape[1], c.attention.memory
-        distances = cache.layers.slot.shape[0] if cache is not None else 2 * M if M else T
+        both = cache is None and (not self.pattern.causal or inputs.prefix_BT is not None)
+        longest = cache.layers.slot.shape[0] if cache is not None else 2 * M if M else T
         terms = {
             "pattern": self.pattern,
             "scale": c.score_scale,
             "segments_BT": inputs.segments_BT,
+            "prefix_BT": inputs.prefix_BT,
         }
-        relative = self.relative(x_BTD.dtype, inputs, distances)
+        relative = self.relative(x_BTD.dtype, inputs, longest, both)
         slopes_H = alibi_slopes(H) if c.positions == "alibi" else None
         if cache is not None:
             out_BTHK, layers = decode_attention(
@@ -114,46 +121,66 @@ class Attention(nn.Module):
                 slopes_H=slopes_H,
                 relative=relative,
                 scale=c.score_scale,
+                prefix_BT=inputs.prefix_BT,
             )
-            cache = Cache(layers, cache.length)
+            cache = cache._replace(layers=layers)
         elif relative is not None:
             if M:  # as the source: what is remembered teaches the projections, not what it is of
                 old_BTD = jax.lax.stop_gradient(x_BTD)
                 terms["remembered"] = [self.heads(old_BTD, *w) for w in (w_k, w_v)]
             out_BTHK = relative_attention(
-                q_BTHK, k_BTGK, v_BTGK, relative=relative, memory=M, **terms
+                q_BTHK, k_BTGK, v_BTGK, relative=relative, memory=M, both=both, **terms
             )
         else:
             kernel = c.attention.kernel
             out_BTHK = attention(q_BTHK, k_BTGK, v_BTGK, kernel=kernel, slopes_H=slopes_H, **terms)
-        std = init_std(c, H * K, residual=True)
-        w_HKD = weight(self, "output", normal(std), (H, K, D), ("heads", "head_dim", "embed"))
-        spec = activation_spec(("batch", "seq", None), x_BTD.shape, self.rules)
-        y_BTD = project(out_BTHK, w_HKD, contract=2, out_sharding=spec)
-        if c.output_biases:
-            y_BTD = y_BTD + weight(self, "output_bias", zeros, (D,), ("embed",))[None, None]
-        return y_BTD, cache
+        return self.output(out_BTHK, D), cache
 
-    def relative(self, dtype, inputs: Inputs, distances: int):
-        """What scores get from so many distances, or None."""
+    def relative(self, dtype, inputs: Inputs, longest: int, both: bool):
+        """What scores get from distances up to the longest, or None; both: also to later keys."""
         c = self.config
         if inputs.scores_LH is not None:
-            return DistanceScores(inputs.scores_LH[:distances])
+            return DistanceScores(inputs.scores_LH if both else inputs.scores_LH[:longest])
         if c.positions != "relative":
             return None
         shape, axes = (c.num_heads, c.qk_size), ("heads", "head_dim")
         std = init_std(c, c.d_model)
         w_DHK = weight(self, "distance", normal(std), (c.d_model, *shape), ("embed", *axes))
-        r_LD = sinusoids(distances, c.d_model).astype(dtype)
-        spec = activation_spec((None, *axes), (distances, *shape), self.rules)
+        distances_L = np.arange(longest - 1, -longest, -1) if both else np.arange(longest)
+        r_LD = sinusoids(distances_L, c.d_model).astype(dtype)
+        spec = activation_spec((None, *axes), (len(distances_L), *shape), self.rules)
         keys_LHK = project(r_LD, w_DHK, out_sharding=spec)
         biases = (weight(self, f"{name}_bias", zeros, shape, axes) for name in ("content", "place"))
         return DistanceKeys(keys_LHK, *biases)
 
+    def output(self, out_BTHK, width: int):
+        """What the layer adds to the stream."""
+        c = self.config
+        H, K = out_BTHK.shape[2:]
+        std = init_std(c, H * K, residual=True)
+        w_HKD = weight(self, "output", normal(std), (H, K, width), ("heads", "head_dim", "embed"))
+        shape = (*out_BTHK.shape[:2], width)
+        spec = activation_spec(("batch", "seq", None), shape, self.rules)
+        y_BTD = project(out_BTHK, w_HKD, contract=2, out_sharding=spec)
+        if c.output_biases:
+            y_BTD = y_BTD + weight(self, "output_bias", zeros, (width,), ("embed",))[None, None]
+        return y_BTD
+
+    def projections(self, width: int):
+        """Those of queries, keys and values."""
+        c = self.config
+        return (
+            self.projection("query", width, c.num_heads, c.qk_size, "heads"),
+            self.projection("key", width, c.kv_heads, c.qk_size, "kv_heads"),
+            self.projection("value", width, c.kv_heads, c.head_size, "kv_heads"),
+        )
+
     def projection(self, name: str, width: int, count: int, size: int, axis: str):
         """The weights of one of the three input products, its bias or None, and its heads' axis."""
         c = self.config
-        std = 0.0 if name == "query" and c.init == "fan_in_zero" else init_std(c, width)
+        std = init_std(c, width)
+        if name == "query" and c.init in ("fan_in_zero", "t5"):  # T5 does not scale its scores
+            std = 0.0 if c.init == "fan_in_zero" else std / math.sqrt(size)
         shape = (width, count, size)
         w_DHK = weight(self, name, normal(std), shape, ("embed", axis, "head_dim"))
         bias_HK = None
@@ -169,10 +196,29 @@ class Attention(nn.Module):
         return y_BTHK if bias_HK is None else y_BTHK + bias_HK[None, None]
 
 
+class CrossAttention(Attention):
+    """A decoder's attention to what an encoder wrote; without positions (arXiv 1910.10683)."""
+
+    @nn.compact
+    def __call__(self, x_BTD, inputs: Inputs, kept):
+        """What the layer adds to x [B, T, D], and the encoder's keys and values, kept or made."""
+        w_q, w_k, w_v = self.projections(x_BTD.shape[-1])
+        if kept is None:
+            kept = tuple(self.heads(inputs.written_BSD, *w) for w in (w_k, w_v))
+        out_BTHK = cross_attention(
+            self.heads(x_BTD, *w_q),
+            *kept,
+            segments_BT=inputs.segments_BT,
+            key_segments_BS=inputs.written_segments_BS,
+            scale=self.config.score_scale,
+        )
+        return self.output(out_BTHK, x_BTD.shape[-1]), kept
+
+
 class MLP(nn.Module):
     """Feed-forward layer, plain or gated (arXiv 2002.05202)."""
 
-    config: DecoderConfig
+    config: TransformerConfig
     rules: Rules
 
     @nn.compact
@@ -207,7 +253,7 @@ class Block(nn.Module):
     GPT-NeoX (arXiv 2204.06745) has a norm each for the two branches that are parallel.
     """
 
-    config: DecoderConfig
+    config: TransformerConfig
     rules: Rules
     kind: LayerKind
 
@@ -232,14 +278,25 @@ class Block(nn.Module):
                 return MLP(c, self.rules, name="mlp")(h_BTD), None
             return Experts(c, self.rules, name="experts")(h_BTD, cached=cache is not None)
 
+        def across(h_BTD, cache):
+            layer = CrossAttention(c, self.rules, self.kind.pattern, name="cross_attention")
+            y_BTD, kept = layer(h_BTD, inputs, None if cache is None else cache.written)
+            return y_BTD, None if cache is None else cache._replace(written=kept)
+
         if c.block == "pre":
             y_BTD, cache = mix(norm("attention_norm")(x_BTD), inputs, cache, queries_BTD)
             x_BTD = x_BTD + drop(y_BTD)
+            if self.kind.cross:
+                y_BTD, cache = across(norm("cross_norm")(x_BTD), cache)
+                x_BTD = x_BTD + drop(y_BTD)
             y_BTD, routing = feed(norm("mlp_norm")(x_BTD))
             x_BTD = x_BTD + drop(y_BTD)
         elif c.block == "post":
             y_BTD, cache = mix(x_BTD, inputs, cache, queries_BTD)
             x_BTD = norm("attention_norm")(x_BTD + drop(y_BTD))
+            if self.kind.cross:
+                y_BTD, cache = across(x_BTD, cache)
+                x_BTD = norm("cross_norm")(x_BTD + drop(y_BTD))
             y_BTD, routing = feed(x_BTD)
             x_BTD = norm("mlp_norm")(x_BTD + drop(y_BTD))
         else:

@@ -33,15 +33,17 @@ def attention(
     pattern: Pattern = Causal(),  # noqa: B008 (frozen)
     kernel: str = "auto",
     segments_BT=None,
+    prefix_BT=None,
     slopes_H=None,
     scale: float | None = None,
 ):
     """Self-attention over whole sequences (S == T), [B, T, H, K] in q's dtype.
 
-    segments_BT: integers; a query reads only keys of its own segment. slopes_H: ALiBi slopes, the
-    score gets slope * (key position - query position) (arXiv 2108.12409); constants, no gradient
-    flows into them. scale: of the scores, 1/sqrt(K) by default. BadInput when a forced kernel
-    cannot do what is asked.
+    segments_BT: integers; a query reads only keys of its own segment. prefix_BT: bool, keys that
+    every query reads beside those of the pattern; only `dense` has them. slopes_H: ALiBi slopes,
+    the score gets slope * (key position - query position) (arXiv 2108.12409); constants, no
+    gradient flows into them. scale: of the scores, 1/sqrt(K) by default. BadInput when a forced
+    kernel cannot do what is asked.
     """
     length, head_size = q_BTHK.shape[1], q_BTHK.shape[-1]
     if q_BTHK.shape[2] % k_BSGK.shape[2]:
@@ -51,6 +53,10 @@ def attention(
     if k_BSGK.shape != (len(q_BTHK), *v_BSGK.shape[1:3], head_size) or len(v_BSGK) != len(k_BSGK):
         shapes = ", ".join(str(tuple(x.shape)) for x in (q_BTHK, k_BSGK, v_BSGK))
         raise BadInput(f"queries, keys and values do not go together: their shapes are {shapes}")
+    if prefix_BT is not None:
+        if kernel not in ("auto", "dense"):
+            raise BadInput(f"attention kernel {kernel!r} has no prefixes of rows; give dense")
+        kernel = "dense"
     kernels = [
         choose_kernel(
             kernel,
@@ -71,6 +77,8 @@ def attention(
     arrays, specs = [q_BTHK, k_BSGK, v_BSGK], [whole, kv_whole, kv_whole]
     if segments_BT is not None:
         arrays, specs = [*arrays, segments_BT], [*specs, P(batch, None)]
+    if prefix_BT is not None:
+        arrays, specs = [*arrays, prefix_BT], [*specs, P(batch, None)]
     if slopes_H is not None:
         slopes_H = jax.lax.stop_gradient(jnp.asarray(slopes_H, jnp.float32))
         arrays, specs = [*arrays, slopes_H], [*specs, P(heads)]
@@ -78,14 +86,40 @@ def attention(
     def run(q, k, v, *rest):
         rest = list(rest)
         segments = rest.pop(0) if segments_BT is not None else None
+        prefix = {} if prefix_BT is None else {"prefix_BT": rest.pop(0)}
         slopes = rest.pop(0) if slopes_H is not None else None
         outs = []
         for place, (member, name) in enumerate(zip(pattern.members, kernels, strict=True)):
             *mine, own_slopes = _dealt(place, len(kernels), q, k, v, slopes)
-            outs.append(LOCAL[name](member, scale, *mine, segments, own_slopes))
+            outs.append(LOCAL[name](member, scale, *mine, segments, own_slopes, **prefix))
         return _collected(outs, k.shape[2])
 
     return on_shards(run, tuple(specs), whole)(*arrays)
+
+
+def cross_attention(
+    q_BTHK, k_BSGK, v_BSGK, *, segments_BT=None, key_segments_BS=None, scale: float | None = None
+):
+    """Attention to another sequence, [B, T, H, K] in q's dtype.
+
+    key_segments_BS: integers, of which none reads those below 0; with segments_BT a query reads
+    only keys of its own segment.
+    """
+    scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
+    q_BTHK, k_BSGK, v_BSGK, batch, heads, kv_heads = aligned(q_BTHK, k_BSGK, v_BSGK, 1)
+    whole, kv_whole = P(batch, None, heads, None), P(batch, None, kv_heads, None)
+    given = [x for x in (key_segments_BS, segments_BT) if x is not None]
+
+    def run(q, k, v, *segments):
+        mask = jnp.ones((1, 1, k.shape[1]), bool)
+        if key_segments_BS is not None:
+            mask = segments[0][:, None, :] >= 0
+            if segments_BT is not None:
+                mask = mask & (segments[1][:, :, None] == segments[0][:, None, :])
+        return softmax_attention(q, k, v, mask, None, None, scale)
+
+    specs = (whole, kv_whole, kv_whole, *[P(batch, None)] * len(given))
+    return on_shards(run, specs, whole)(q_BTHK, k_BSGK, v_BSGK, *given)
 
 
 class Slots(NamedTuple):
@@ -129,12 +163,14 @@ def decode_attention(
     slopes_H=None,
     relative=None,
     scale=None,
+    prefix_BT=None,
 ):
     """Attention of T new positions to themselves and to those in the slots: [B, T, H, K], slots.
 
     The new positions are index..index + T - 1; the slots that come back hold them, as far as the
     pattern can still read them. Once a position is in a ring's slot, none reads the one before.
     relative: what scores get from distances (`ops/relative.py`), of one pattern for all heads.
+    prefix_BT: bool, those of the new positions that all of them read.
     """
     scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
     count, length = q_BTHK.shape[1], slots.slot.shape[0]
@@ -154,15 +190,22 @@ def decode_attention(
         arrays, specs = [*arrays, jnp.asarray(slopes_H, jnp.float32)], [*specs, P(heads)]
     if relative is not None:
         arrays, specs = [*arrays, *relative], [*specs, *relative.specs(heads)]
+    if prefix_BT is not None:
+        arrays, specs = [*arrays, prefix_BT], [*specs, P(batch, None)]
 
     def run(q, k, v, new, held, *rest):
         rest = list(rest)
+        prefix = None if prefix_BT is None else rest.pop()
         slopes = rest.pop(0) if slopes_H is not None else None
         outs, apart = [], (held[None, :] - new[:, None])[None]
         for place, member in enumerate(members):
             *mine, own_slopes = _dealt(place, len(members), q, k, v, slopes)
-            mask = member.mask(new[:, None], held[None, :], length)
-            mask = mask & ((held >= 0) & (held <= new[-1]))[None, :]
+            mask = member.mask(new[:, None], held[None, :], length)[None]
+            if prefix is not None:
+                column = held - new[0]
+                known = jnp.take(prefix, jnp.clip(column, 0, count - 1), axis=1)
+                mask = mask | (known & (column >= 0))[:, None, :]
+            mask = mask & ((held >= 0) & (held <= new[-1]))[None, None, :]
             bias = None
             if relative is not None:
                 from gptjax.ops.relative import at_distances
@@ -170,7 +213,7 @@ def decode_attention(
                 terms = type(relative)(*rest)
                 bias = at_distances(terms.bias(mine[0], scale), apart[0])
                 mine[0] = terms.query(mine[0])
-            outs.append(softmax_attention(*mine, mask[None], apart, own_slopes, scale, bias))
+            outs.append(softmax_attention(*mine, mask, apart, own_slopes, scale, bias))
         return _collected(outs, k.shape[2])
 
     return on_shards(run, tuple(specs), whole)(*arrays), written
@@ -296,9 +339,11 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale, bias
     return out.reshape(*q_BTHK.shape[:3], v_BSGK.shape[-1]).astype(dtype)
 
 
-def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
+def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, prefix_BT=None):
     positions = jnp.arange(q_BTHK.shape[1])
     mask = pattern.mask(positions[:, None], positions[None, :], len(positions))[None]
+    if prefix_BT is not None:
+        mask = mask | prefix_BT[:, None, :]
     if segments_BT is not None:
         mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
     apart = (positions[None, :] - positions[:, None])[None]

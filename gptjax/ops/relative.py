@@ -21,7 +21,8 @@ from gptjax.ops.shards import on_shards
 class DistanceKeys(NamedTuple):
     """Transformer-XL: a score gets (q + distance) . keys[query - key], its content q + content.
 
-    keys_LHK: of the distances 0..L-1; content_HK and distance_HK: u and v of the source.
+    keys_LHK: of the distances 0..L-1, or where later keys are read too of all from the longest down
+    to its negative; content_HK and distance_HK: u and v of the source.
     """
 
     keys_LHK: jax.Array
@@ -47,7 +48,7 @@ class DistanceKeys(NamedTuple):
 
 
 class DistanceScores(NamedTuple):
-    """T5: a score gets scores[query - key]; scores_LH: of the distances 0..L-1."""
+    """T5: a score gets scores[query - key]; scores_LH: of distances as in `DistanceKeys`."""
 
     scores_LH: jax.Array
 
@@ -85,6 +86,15 @@ def _shifted(bias_BHTL, keys: int):
     return padded.reshape(B, H, keys + 1, T)[:, :, 1:].reshape(B, H, T, keys)
 
 
+def _both_ways(bias_BHTL, keys: int):
+    """The same for as many queries as keys, and distances from keys - 1 down to 1 - keys."""
+    B, H, T, _ = bias_BHTL.shape
+    bias_BHTL = jnp.broadcast_to(bias_BHTL, (B, H, T, 2 * keys - 1))
+    # Row t begins at column keys - 1 - t: a place earlier in each row of one column less.
+    flat = bias_BHTL.reshape(B, H, -1)[..., keys - 1 :]
+    return flat[..., : keys * (2 * keys - 2)].reshape(B, H, keys, -1)[..., :keys]
+
+
 def relative_attention(
     q_BTHK,
     k_BTGK,
@@ -92,17 +102,20 @@ def relative_attention(
     *,
     relative: Relative,
     pattern: Pattern,
+    both: bool = False,
     memory: int = 0,
     remembered=None,
     segments_BT=None,
+    prefix_BT=None,
     scale: float | None = None,
 ):
-    """Causal self-attention over whole sequences with scores of distances, [B, T, H, K].
+    """Self-attention over whole sequences with scores of distances, [B, T, H, K].
 
-    relative: of at least T distances, or twice the memory. memory: positions in a segment; a query
-    reads its own segment up to itself and the one before as a whole, whose keys and values are
-    taken from `remembered`, a pair shaped as k and v: with other gradients. segments_BT: integers,
-    a query reads only keys of its own.
+    relative: of at least T distances, or twice the memory; both: of the 2 T - 1 distances to keys
+    on both sides. prefix_BT: bool, keys that every query reads. memory: positions in a segment; a
+    query reads its own segment up to itself and the one before as a whole, whose keys and values
+    are taken from `remembered`, a pair shaped as k and v: with other gradients. segments_BT:
+    integers, a query reads only keys of its own.
     """
     length = q_BTHK.shape[1]
     scale = 1.0 / math.sqrt(q_BTHK.shape[-1]) if scale is None else scale
@@ -113,21 +126,26 @@ def relative_attention(
     if memory:
         _, *remembered, _, _, _ = aligned(q_BTHK, *remembered, 1)
         arrays, specs = [*arrays, *remembered], [*specs, kv_whole, kv_whole]
-    if segments_BT is not None:
-        arrays, specs = [*arrays, segments_BT], [*specs, P(batch, None)]
+    for rows in (segments_BT, prefix_BT):
+        if rows is not None:
+            arrays, specs = [*arrays, rows], [*specs, P(batch, None)]
 
     def run(q, k, v, *rest):
-        terms, rest = type(relative)(*rest[: len(relative)]), rest[len(relative) :]
+        terms, rest = type(relative)(*rest[: len(relative)]), list(rest[len(relative) :])
+        prefix = None if prefix_BT is None else rest.pop()
         segments = None if segments_BT is None else rest[-1]
         at = np.arange(length)
         mask = pattern.mask(at[:, None], at[None, :], length)[None]
+        if prefix is not None:
+            mask = mask | prefix[:, None, :]
         if memory:
             q, k, v, mask, segments = _cut(memory, q, k, v, *rest[:2], segments)
         elif segments is not None:
             segments = segments, segments
         if segments is not None:
             mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
-        bias = _shifted(terms.bias(q, scale), k.shape[1])
+        shifted = _both_ways if both and length > 1 else _shifted
+        bias = shifted(terms.bias(q, scale), k.shape[1])
         out = softmax_attention(terms.query(q), k, v, mask, None, None, scale, bias)
         return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),
                            *out.shape[2:])[:, :length]  # fmt: skip
@@ -162,13 +180,13 @@ def _cut(memory: int, q, k, v, k_old, v_old, segments):
     return flat(cut(q)), k, v, mask, segments
 
 
-def sinusoids(count: int, size: int):
-    """Vectors of the distances 0..count-1, float32 [count, size]: sines, then cosines.
+def sinusoids(distances_L: np.ndarray, size: int):
+    """Vectors of distances, float32 [L, size]: sines, then cosines.
 
     The frequencies are those of arXiv 1706.03762; Transformer-XL's code does not interleave them.
     """
     powers = jnp.arange(0, size, 2, dtype=jnp.float32) / size
-    angles = jnp.arange(count, dtype=jnp.float32)[:, None] / (10_000.0**powers)[None]
+    angles = jnp.asarray(distances_L, jnp.float32)[:, None] / (10_000.0**powers)[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[:, :size]
 
 
@@ -184,3 +202,16 @@ def distance_buckets(count: int, buckets: int, max_distance: int) -> np.ndarray:
     ratio = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
     coarse = np.minimum(exact + ratio.astype(np.int32), buckets - 1)
     return np.where(away < exact, away, coarse).astype(np.int32)
+
+
+def bucket_rows(count: int, buckets: int, max_distance: int, both: bool, later: bool) -> np.ndarray:
+    """The row of T5's table of every distance, int32 [count].
+
+    both: [2 count - 1], from the longest to earlier keys down to the longest to later ones. later:
+    whether later keys have rows of their own, the second half of the table, as in an encoder.
+    """
+    rows = distance_buckets(count, buckets // 2 if later else buckets, max_distance)
+    if not both:
+        return rows
+    ahead = rows[1:] + buckets // 2 if later else np.zeros(count - 1, np.int32)
+    return np.concatenate([rows[::-1], ahead]).astype(np.int32)

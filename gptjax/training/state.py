@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax.models.decoder import init_params, param_axes
+from gptjax.models.build import init_params, param_axes
 from gptjax.parallel import DEFAULT_RULES, Rules
 
 

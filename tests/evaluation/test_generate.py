@@ -13,7 +13,9 @@ from gptjax import DecoderConfig, MeshConfig
 from gptjax.errors import BadInput
 from gptjax.evaluation.generate import generate, generate_rows, groups
 from gptjax.evaluation.sampling import Sampling, filtered, penalised
-from gptjax.models.decoder import Decoder, init_params, logits
+from gptjax.models.build import init_params
+from gptjax.models.decoder import Decoder
+from gptjax.models.stack import logits
 from gptjax.ops.linear import FEW_ROWS, unembed
 from gptjax.parallel import make_mesh
 from gptjax.training.state import param_specs

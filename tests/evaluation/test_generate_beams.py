@@ -12,7 +12,9 @@ from gptjax import DecoderConfig, MeshConfig
 from gptjax.errors import BadInput
 from gptjax.evaluation.beams import beam_search
 from gptjax.evaluation.generate import generate
-from gptjax.models.decoder import Decoder, init_params, logits
+from gptjax.models.build import init_params
+from gptjax.models.decoder import Decoder
+from gptjax.models.stack import logits
 from gptjax.parallel import make_mesh
 from gptjax.training.state import param_specs
 

@@ -22,7 +22,7 @@ from gptjax.evaluation.texts import (
     show_next,
     show_steps,
 )
-from gptjax.models.decoder import init_params
+from gptjax.models.build import init_params
 
 BYTES = ByteTokenizer()
 TEXT = "aé€🙂 z\ufffd"

@@ -17,7 +17,8 @@ from gptjax.evaluation.population_loss import (
     make_population_loss,
     population_loss,
 )
-from gptjax.models.decoder import Decoder, Output
+from gptjax.models.decoder import Decoder
+from gptjax.models.stack import Output
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
 from gptjax.training.optimizer import make_optimizer

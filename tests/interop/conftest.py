@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.models.decoder import Decoder, logits
+from gptjax.models.decoder import Decoder
+from gptjax.models.stack import logits
 from gptjax.parallel import MeshConfig, make_mesh
 from gptjax.training.state import abstract_params
 

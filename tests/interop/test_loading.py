@@ -13,7 +13,7 @@ pytest.importorskip("safetensors")
 from gptjax.errors import BadInput
 from gptjax.interop import FAMILIES, load, read_config
 from gptjax.interop.fields import Fields
-from gptjax.models.decoder import param_axes
+from gptjax.models.build import param_axes
 from gptjax.parallel import DEFAULT_RULES, MeshConfig, make_mesh
 from tests.interop.conftest import NAMES, assert_close, computed, same, stored, write
 

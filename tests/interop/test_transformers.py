@@ -15,7 +15,8 @@ import transformers
 
 from gptjax.interop import export, load
 from gptjax.models.config import AttentionConfig, DecoderConfig
-from gptjax.models.decoder import Decoder, logits
+from gptjax.models.decoder import Decoder
+from gptjax.models.stack import logits
 from gptjax.parallel import MeshConfig, make_mesh
 from tests.interop import peers
 from tests.interop.conftest import assert_close, computed, random_params

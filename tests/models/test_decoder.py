@@ -8,8 +8,10 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.models import presets
+from gptjax.models.build import empty_cache, init_params, param_axes
 from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig, RotaryConfig
-from gptjax.models.decoder import Decoder, empty_cache, init_params, logits, param_axes
+from gptjax.models.decoder import Decoder
+from gptjax.models.stack import logits
 from gptjax.scaling.flops import count_parameters
 from tests.models import numpy_gpt2
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
+from gptjax.models.build import empty_cache, init_params, param_axes
 from gptjax.models.config import DecoderConfig
 from gptjax.models.config_parts import ExpertsConfig
-from gptjax.models.decoder import Decoder, empty_cache, init_params, logits, param_axes
+from gptjax.models.decoder import Decoder
 from gptjax.models.experts import Experts, told
+from gptjax.models.stack import logits
 from gptjax.ops import activations, experts
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.scaling.flops import count_flops, count_parameters, executed_training_flops

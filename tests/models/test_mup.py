@@ -11,9 +11,11 @@ import pytest
 
 from gptjax import DataConfig, DecoderConfig, Experiment, OptimConfig, TrainConfig
 from gptjax.errors import BadInput
+from gptjax.models.build import init_params
 from gptjax.models.config import AttentionConfig
-from gptjax.models.decoder import Decoder, head_std, init_params, logits
-from gptjax.models.layers import init_std
+from gptjax.models.decoder import Decoder
+from gptjax.models.parameters import head_std, init_std
+from gptjax.models.stack import logits
 
 BASE = DecoderConfig(
     vocab_size=61,

@@ -13,8 +13,10 @@ import pytest
 from gptjax import registry
 from gptjax.errors import BadInput
 from gptjax.models import presets
-from gptjax.models.decoder import Decoder, init_params, logits
+from gptjax.models.build import init_params
+from gptjax.models.decoder import Decoder
 from gptjax.models.presets.table import architecture, architectures, chinchilla_shapes
+from gptjax.models.stack import logits
 from gptjax.scaling.flops import count_parameters
 from tests.models import numpy_decoders
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from gptjax.models import presets
+from gptjax.models.build import init_params
 from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig
-from gptjax.models.decoder import Decoder, init_params
+from gptjax.models.decoder import Decoder
 from gptjax.objectives import NextToken
 from gptjax.ops.kernels import kernel_pairs
 from gptjax.scaling.flops import count_flops, count_parameters, executed_training_flops

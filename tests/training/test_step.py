@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, NextToken, TrainConfig
+from gptjax.models.build import init_params
 from gptjax.models.config import AttentionConfig, EmbeddingConfig
-from gptjax.models.decoder import init_params
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
 from gptjax.training.optimizer import (
