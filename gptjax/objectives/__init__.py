@@ -2,6 +2,7 @@
 
 from gptjax.errors import BadInput, did_you_mean
 from gptjax.objectives.base import FAMILIES, Family, Lengths, LossSums, Objective
+from gptjax.objectives.blanks import GLM
 from gptjax.objectives.denoisers import UL2
 from gptjax.objectives.masked import MaskedLM
 from gptjax.objectives.next_token import NextToken
@@ -11,7 +12,7 @@ from gptjax.objectives.spans import SpanCorruption
 # By the name that a command line and a run's files have for each.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
-    **{one.kind: one for one in (MaskedLM, SpanCorruption, UL2, PrefixLM)},
+    **{one.kind: one for one in (MaskedLM, SpanCorruption, UL2, PrefixLM, GLM)},
 }
 
 
@@ -31,6 +32,7 @@ def possible(family: Family) -> tuple[str, ...]:
 
 __all__ = [
     "FAMILIES",
+    "GLM",
     "OBJECTIVES",
     "UL2",
     "Family",

@@ -50,6 +50,17 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.repeat(starts, sizes) + offsets
 
 
+def poisson_table(mean: float, least: int = 0) -> np.ndarray:
+    """float64 [n]: the chances of `least`, of up to `least` + 1, ... in a Poisson law from there on.
+
+    Its inverse, `searchsorted(table, uniform, side="right") + least`, draws from the law.
+    """
+    sizes = np.arange(1, int(mean + 12 * mean**0.5) + 20)
+    chances = np.cumprod(np.concatenate([[1.0], mean / sizes]))[least:]
+    table = np.cumsum(chances)
+    return table[:-1] / table[-1]
+
+
 def filled(values, size: int, fill=0, dtype=np.int32) -> np.ndarray:
     """[size]: the values, then `fill`."""
     row = np.full(size, fill, dtype)
