@@ -6,13 +6,14 @@ from gptjax.objectives.blanks import GLM
 from gptjax.objectives.denoisers import UL2
 from gptjax.objectives.masked import MaskedLM
 from gptjax.objectives.next_token import NextToken
+from gptjax.objectives.permutation import PermutationLM
 from gptjax.objectives.prefix import PrefixLM
 from gptjax.objectives.spans import SpanCorruption
 
 # By the name that a command line and a run's files have for each.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next_token": NextToken,
-    **{one.kind: one for one in (MaskedLM, SpanCorruption, UL2, PrefixLM, GLM)},
+    **{one.kind: one for one in (MaskedLM, SpanCorruption, UL2, PrefixLM, GLM, PermutationLM)},
 }
 
 
@@ -41,6 +42,7 @@ __all__ = [
     "MaskedLM",
     "NextToken",
     "Objective",
+    "PermutationLM",
     "PrefixLM",
     "SpanCorruption",
     "objective_of",

@@ -51,7 +51,7 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def poisson_table(mean: float, least: int = 0) -> np.ndarray:
-    """float64 [n]: the chances of `least`, of up to `least` + 1, ... in a Poisson law from there on.
+    """float64 [n]: the chances of `least`, of up to `least` + 1, ... in a Poisson law from there.
 
     Its inverse, `searchsorted(table, uniform, side="right") + least`, draws from the law.
     """
