@@ -34,7 +34,7 @@ NAMES = {
 SENTINEL = "sentinel_"
 AS_SEPARATOR = ("pad", "eos", "bos")  # these never cost an id of their own
 STOPS = tuple(sign.encode() for sign in ".!?\u3002\uff01\uff1f")
-CLOSING = b" \t\"')]}"  # may stand between the end of a sentence and that of its token
+CLOSING = b"\"')]}"  # may stand between the end of a sentence and that of its token
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,8 @@ class Vocabulary:
     bytes of each id, 0 for special ones; special: ids by role of those that the tokenizer has;
     extra: of those it does not have, from `size` on. joins_left, joins_right: bool [total],
     whether a token begins or ends with a sign of words; ends_sentence, ends_line: whether it ends
-    with a full stop or the like, with a newline. names: how special ids are shown.
+    with a full stop or the like, with a newline; closes: whether it has nothing but these, quotes
+    and brackets. names: how special ids are shown.
     """
 
     size: int
@@ -57,6 +58,7 @@ class Vocabulary:
     joins_right: np.ndarray
     ends_sentence: np.ndarray
     ends_line: np.ndarray
+    closes: np.ndarray
     names: dict[int, str]
 
     @property
@@ -116,20 +118,20 @@ def vocabulary_of(tokenizer: Tokenizer, roles: Sequence[str] = ()) -> Vocabulary
     token_bytes = np.zeros(total, np.int32)
     token_bytes[:size] = tokenizer.token_bytes
     token_bytes[[number for number in shown if number < size]] = 0
-    left, right, ends, lines = np.zeros((4, total), bool)
+    left, right, ends, lines, closes = np.zeros((5, total), bool)
     for number, surface in enumerate(tokenizer.surfaces()):
         if surface and token_bytes[number]:
             left[number] = _in_word(surface, last=False)
             right[number] = _in_word(surface, last=True)
-            ends[number] = surface.rstrip(CLOSING).endswith(STOPS)
+            ends[number] = surface.rstrip(b" \t" + CLOSING).endswith(STOPS)
             lines[number] = surface.rstrip(b" \t").endswith(b"\n")
+            closes[number] = not surface.strip(b".!?\n" + CLOSING)
     continues = getattr(tokenizer, "continues", None)
     if continues is not None:
         left[:size] = continues
         right = token_bytes > 0
-    return Vocabulary(
-        size, tokenizer.separator_id, token_bytes, special, extra, left, right, ends, lines, shown
-    )
+    tables = (left, right, ends, lines, closes)
+    return Vocabulary(size, tokenizer.separator_id, token_bytes, special, extra, *tables, shown)
 
 
 def words(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -145,11 +147,14 @@ def words(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
 def sentences(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """int32 [n]: the number of the sentence that each token stands in, from 0.
 
-    A sentence ends with a newline, with one of .!? where no word goes on at once, or before and
-    after a separator.
+    A sentence ends with newlines, with one of .!? and the quotes and brackets behind it where no
+    word goes on at once, or before and after a separator.
     """
-    ended = vocabulary.ends_sentence[ids[:-1]] & ~vocabulary.joins_left[ids[1:]]
-    ended |= vocabulary.ends_line[ids[:-1]]
+    closes, line = vocabulary.closes[ids], vocabulary.ends_line[ids]
+    ends = vocabulary.ends_sentence[ids] | line
+    reason = np.maximum.accumulate(np.where(closes & ~ends, 0, np.arange(len(ids))))
+    ended = ends[reason[:-1]] & ~closes[1:] & ~vocabulary.joins_left[ids[1:]]
+    ended = np.where(line[:-1], ~(closes & line)[1:], ended)
     apart = ids == vocabulary.separator
     return _numbered(ended | apart[:-1] | apart[1:], len(ids))
 

@@ -4,6 +4,7 @@ from gptjax.errors import BadInput, did_you_mean
 from gptjax.objectives.base import FAMILIES, Family, Lengths, LossSums, Objective
 from gptjax.objectives.blanks import GLM
 from gptjax.objectives.denoisers import UL2
+from gptjax.objectives.denoising import Denoising
 from gptjax.objectives.masked import MaskedLM
 from gptjax.objectives.next_token import NextToken
 from gptjax.objectives.permutation import PermutationLM
@@ -12,8 +13,17 @@ from gptjax.objectives.spans import SpanCorruption
 
 # By the name that a command line and a run's files have for each.
 OBJECTIVES: dict[str, type[Objective]] = {
-    "next_token": NextToken,
-    **{one.kind: one for one in (MaskedLM, SpanCorruption, UL2, PrefixLM, GLM, PermutationLM)},
+    one.kind: one
+    for one in (
+        NextToken,
+        MaskedLM,
+        SpanCorruption,
+        UL2,
+        PrefixLM,
+        GLM,
+        PermutationLM,
+        Denoising,
+    )
 }
 
 
@@ -36,6 +46,7 @@ __all__ = [
     "GLM",
     "OBJECTIVES",
     "UL2",
+    "Denoising",
     "Family",
     "Lengths",
     "LossSums",

@@ -8,9 +8,8 @@ span and are 0 in part A.
 A row has one of three tasks: spans of Poisson lengths, never 0, until `rate` of the tokens is
 covered; whole sentences, of the mask [sMASK], until as much is; the end of the window, of the
 mask [gMASK]. Deviations from GLM's code: the last span is cut so that the share is exact, with its
-fraction drawn; spans, which there keep to one document by construction, are drawn anew up to eight
-times until none covers a separator, and then cut before it; the end of a window may begin in an
-earlier document than the last.
+fraction drawn; spans, which there are placed document by document, are placed anew until none
+covers a separator; the end of a window may begin in an earlier document than the last.
 """
 
 from collections.abc import Callable
@@ -29,12 +28,11 @@ from gptjax.objectives.corruption import (
     counted,
     filled,
     most,
-    placed_apart,
+    one_for_each,
+    placed_in_text,
     poisson_table,
     ranges,
 )
-
-TRIES = 8
 
 
 class Spans(NamedTuple):
@@ -121,18 +119,11 @@ class GLM(Objective):
 
     def _drawn(self, ids, rng, vocabulary: Vocabulary, spans: int, table) -> Spans:
         """Spans of random lengths at random places between the separators."""
-        apart = np.flatnonzero(vocabulary.is_special[ids])
-        covered = counted(rng, self.rate * (len(ids) - len(apart)))
+        apart = vocabulary.is_special[ids]
+        covered = counted(rng, self.rate * int((~apart).sum()))
         sizes = np.searchsorted(table, rng.random(spans), side="right") + 1
         sizes = np.diff(np.minimum(np.cumsum(sizes), covered), prepend=0)
-        sizes = sizes[sizes > 0]
-        for _ in range(TRIES):
-            starts = placed_apart(rng, sizes, len(ids))
-            following = np.append(apart, len(ids))[np.searchsorted(apart, starts)]
-            if (starts + sizes <= following).all():
-                break
-        sizes = np.minimum(sizes, following - starts)
-        return Spans(starts[sizes > 0], sizes[sizes > 0])
+        return Spans(*placed_in_text(rng, sizes[sizes > 0], apart))
 
     def _sentences(self, ids, rng, vocabulary: Vocabulary, spans: int) -> Spans:
         """Whole sentences in random order, until they cover enough."""
@@ -148,15 +139,7 @@ class GLM(Objective):
 def _row(ids, spans: Spans, rng, mask: int, vocabulary: Vocabulary, lengths: Lengths) -> Row:
     """Parts A and B of a row, filled up."""
     starts, sizes = spans
-    count = len(ids)
-    text = np.asarray(ids, np.int32).copy()
-    text[starts] = mask
-    kept = np.ones(count, bool)
-    kept[ranges(starts, sizes)] = False
-    kept[starts] = True
-    first = text[kept]
-    masks = np.cumsum(kept)[starts] - 1  # where the spans' masks stand in part A
-
+    first, masks = one_for_each(ids, starts, sizes, mask)
     order = rng.permutation(len(starts))
     starts, sizes, masks = starts[order], sizes[order], masks[order]
     span = np.asarray(ids, np.int32)[ranges(starts, sizes)]

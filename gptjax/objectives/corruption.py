@@ -9,6 +9,8 @@ from gptjax.data.vocabulary import Vocabulary
 from gptjax.errors import BadInput
 from gptjax.objectives.base import Family, Lengths, Row
 
+TRIES = 8
+
 
 def check_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
     """BadInput for a field that is not above `low` and below `high`."""
@@ -42,6 +44,37 @@ def placed_apart(rng: np.random.Generator, sizes: np.ndarray, length: int) -> np
     """
     gaps = np.sort(rng.choice(length - int(sizes.sum()) + 1, len(sizes), replace=False))
     return gaps + np.cumsum(sizes) - sizes
+
+
+def placed_in_text(
+    rng: np.random.Generator, sizes: np.ndarray, is_special: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [spans] each: starts and sizes of spans that touch neither each other nor special ids.
+
+    They are placed anew up to eight times until they cover no special id (bool [n]), then cut
+    before it. Those for which there is no room apart from the others are left out.
+    """
+    length, apart = len(is_special), np.flatnonzero(is_special)
+    sizes = sizes[np.cumsum(sizes) + np.arange(len(sizes)) <= length]
+    for _ in range(TRIES):
+        starts = placed_apart(rng, sizes, length)
+        following = np.append(apart, length)[np.searchsorted(apart, starts)]
+        if (starts + sizes <= following).all():
+            break
+    sizes = np.minimum(sizes, following - starts)
+    return starts[sizes > 0], sizes[sizes > 0]
+
+
+def one_for_each(
+    ids: np.ndarray, starts: np.ndarray, sizes: np.ndarray, mask: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The text, int32, with one mask for each span, and int64 [spans]: where in it they stand."""
+    kept = np.ones(len(ids), bool)
+    kept[ranges(starts, sizes)] = False
+    kept[starts] = True
+    text = np.array(ids, np.int32)
+    text[starts] = mask
+    return text[kept], np.cumsum(kept)[starts] - 1
 
 
 def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

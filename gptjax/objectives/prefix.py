@@ -29,7 +29,6 @@ class PrefixLM(Objective):
     kind: ClassVar[str] = "prefix_lm"
     families: ClassVar[tuple[Family, ...]] = ("decoder", "encoder_decoder")
     likelihood: ClassVar[str] = "continuation"
-    in_place: ClassVar[bool] = False  # of a decoder they are, of an encoder-decoder not
 
     def validate(self) -> None:
         super().validate()

@@ -43,10 +43,10 @@ def test_words_and_sentences_of_bytes():
     ids = tokenizer.encode("naïve f_1(x), 3.14!")
     found = ["naïve", " ", "f_1", "(", "x", ")", ",", " ", "3", ".", "14", "!"]
     assert pieces_of(ids, words(ids, vocabulary), tokenizer) == found
-    text = 'He has 3.14. "Why?" So a.b\nEnd'
+    text = 'He has 3.14. "Why?" So a.b\n\n"End'
     ids = tokenizer.encode(text)
     found = pieces_of(ids, sentences(ids, vocabulary), tokenizer)
-    assert found == ["He has 3.14.", ' "Why?', '" So a.b\n', "End"]
+    assert found == ["He has 3.14.", ' "Why?"', " So a.b\n\n", '"End']
     ids = np.array([97, 256, 98])
     assert words(ids, vocabulary).tolist() == sentences(ids, vocabulary).tolist() == [0, 1, 2]
 

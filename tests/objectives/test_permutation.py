@@ -16,7 +16,7 @@ def test_rows(changes):
 
 def test_what_is_predicted_and_when():
     make, _, lengths = maker(PermutationLM(), 240, "two_stream")
-    assert lengths == (240, 240, 40, 0, 0)
+    assert lengths[:5] == (240, 240, 40, 0, 0)
     predicted = text = 0
     first, runs = np.zeros(240), []
     for seed in range(450):

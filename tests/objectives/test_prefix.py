@@ -18,7 +18,7 @@ def test_rows(family):
 
 def test_a_decoder_predicts_what_follows():
     make, _, lengths = maker(PrefixLM(), 20, "decoder")
-    assert lengths == (20, 20, 20, 0, 1)
+    assert lengths[:5] == (20, 20, 20, 0, 1)
     sizes = []
     for seed in range(2000):
         row, ids = make(seed)
@@ -35,7 +35,7 @@ def test_a_decoder_predicts_what_follows():
 
 def test_an_encoder_reads_the_prefix():
     make, vocabulary, lengths = maker(PrefixLM(), 20, "encoder_decoder")
-    assert lengths == (20, 15, 15, 15, 0)
+    assert lengths[:5] == (20, 15, 15, 15, 0)
     for seed in range(50):
         row, ids = make(seed)
         source, targets = parts_of(row)

@@ -29,7 +29,7 @@ def test_rows(family, changes):
 def test_counts_are_those_of_t5():
     assert corrupted_sizes(568, 0.15, 3.0) == (512, 114)  # as its paper's rows of 512
     lengths = SpanCorruption().lengths(512, "encoder_decoder")
-    assert lengths == (568, 114, 114, 512, 0)
+    assert lengths[:5] == (568, 114, 114, 512, 0)
     assert noise_counts(2, 0.01, 3.0) == noise_counts(2, 0.99, 3.0) == (1, 1)
     for length in range(3, 200):
         assert SpanCorruption().lengths(length, "encoder_decoder").source == length
