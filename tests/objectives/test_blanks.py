@@ -87,8 +87,7 @@ def test_sentences_are_whole():
     found = {
         b"One is here.",
         b" Two is 2.5!",
-        b" And three?",
-        b"\n",
+        b" And three?\n",
         bytes(ids[raw - raw % 36 :].tolist()),
     }
     for seed in range(40):
