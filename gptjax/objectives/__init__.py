@@ -31,9 +31,8 @@ def objective_of(kind: str) -> type[Objective]:
     """The objective of this name; BadInput, which lists all, for none."""
     if kind in OBJECTIVES:
         return OBJECTIVES[kind]
-    known = ", ".join(OBJECTIVES)
     hint = did_you_mean(str(kind), OBJECTIVES)
-    raise BadInput(f"there is no objective {kind!r}{hint or '; there are'} {known}")
+    raise BadInput(f"there is no objective {kind!r}{hint}; there are {', '.join(OBJECTIVES)}")
 
 
 def possible(family: Family) -> tuple[str, ...]:

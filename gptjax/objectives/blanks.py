@@ -29,6 +29,7 @@ from gptjax.objectives.corruption import (
     filled,
     most,
     one_for_each,
+    pairs_ahead,
     placed_in_text,
     poisson_table,
     ranges,
@@ -85,12 +86,26 @@ class GLM(Objective):
         covered = ceil(self.rate * raw)
         if self.sentence_share or self.document_share:
             covered = raw
-        return Lengths(raw, length, covered + self._most_spans(raw))
+        predicted = covered + self._most_spans(raw)
+        return Lengths(raw, length, predicted, ahead=self._ahead(raw))
+
+    def _ahead(self, raw: int) -> float:
+        """The mean over tasks, of those that cover as much as they have to and no more."""
+        covered = self.rate * raw
+        left = pairs_ahead(raw - covered + covered / self._mean)
+        size = np.arange(max(ceil(self.document_low * raw), 1), raw + 1)
+        end = float(np.mean(pairs_ahead(raw - size + 1)))
+        return self.document_share * end + (1 - self.document_share) * left
+
+    @property
+    def _mean(self) -> float:
+        """The mean length of spans: of the Poisson law without 0."""
+        return self.mean_span / (1 - exp(-self.mean_span))
 
     def _most_spans(self, count: int) -> int:
         """Of so many tokens: three standard deviations above the mean, as far as they exist."""
         covered = ceil(self.rate * count)
-        mean = self.mean_span / (1 - exp(-self.mean_span))  # of the law without 0
+        mean = self._mean
         variance = mean * (1 + self.mean_span - mean)
         spans = covered / mean + 1 + 3 * sqrt(covered * variance / mean**3)
         return max(min(ceil(spans), covered, count - covered + 1), 1)

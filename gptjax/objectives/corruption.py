@@ -94,6 +94,11 @@ def poisson_table(mean: float, least: int = 0) -> np.ndarray:
     return table[:-1] / table[-1]
 
 
+def pairs_ahead(prefix: float) -> float:
+    """Pairs of a token and a later one of a prefix of so many tokens, which the first reads too."""
+    return prefix * (prefix - 1) / 2
+
+
 def filled(values, size: int, fill=0, dtype=np.int32) -> np.ndarray:
     """[size]: the values, then `fill`."""
     row = np.full(size, fill, dtype)

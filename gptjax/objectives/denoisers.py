@@ -19,7 +19,13 @@ import numpy as np
 from gptjax.data.vocabulary import SENTINEL, Vocabulary
 from gptjax.errors import BadInput
 from gptjax.objectives.base import Draw, Family, Lengths, Objective, Row
-from gptjax.objectives.corruption import check_length, check_share, conditional_row, most
+from gptjax.objectives.corruption import (
+    check_length,
+    check_share,
+    conditional_row,
+    most,
+    pairs_ahead,
+)
 from gptjax.objectives.spans import check_mean_span, corrupted, corrupted_sizes, noise_counts
 
 ROLES = {"R": "nlu", "S": "s2s", "X": "nlg"}
@@ -89,7 +95,9 @@ class UL2(Objective):
         source, targets = map(max, zip(*(one.sizes(raw) for one in self.denoisers), strict=True))
         if family == "encoder_decoder":
             return Lengths(raw, targets, targets, source)
-        return Lengths(raw, length, targets)
+        every = sum(one.share for one in self.denoisers)
+        ahead = sum(one.share * pairs_ahead(one.sizes(raw)[0]) for one in self.denoisers) / every
+        return Lengths(raw, length, targets, ahead=ahead)
 
     def _spans(self, raw: int) -> int:
         return max(noise_counts(raw, one.rate, one.span)[1] for one in self.denoisers)

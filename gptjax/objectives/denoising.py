@@ -29,6 +29,7 @@ from gptjax.objectives.corruption import (
     conditional_row,
     counted,
     one_for_each,
+    pairs_ahead,
     placed_in_text,
     poisson_table,
     ranges,
@@ -64,7 +65,10 @@ class Denoising(Objective):
         check_length(length, 2, self.kind)
         if family == "encoder_decoder":
             return Lengths(length, length, length, length)
-        return Lengths(length // 2, length, length // 2)
+        raw = length // 2
+        covered = self.rate * raw
+        read = raw - covered + covered / self.mean_span + 1
+        return Lengths(raw, length, raw, ahead=pairs_ahead(read))
 
     def transform(
         self, length: int, family: Family, vocabulary: Vocabulary

@@ -16,7 +16,12 @@ import numpy as np
 from gptjax.data.vocabulary import Vocabulary
 from gptjax.errors import BadInput
 from gptjax.objectives.base import Draw, Family, Lengths, Objective, Row
-from gptjax.objectives.corruption import check_length, check_share, conditional_row
+from gptjax.objectives.corruption import (
+    check_length,
+    check_share,
+    conditional_row,
+    pairs_ahead,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class PrefixLM(Objective):
     def lengths(self, length: int, family: Family) -> Lengths:
         low, high = self._sizes(length)
         if family == "decoder":
-            return Lengths(length, length, length, overlap=1)
+            ahead = float(np.mean(pairs_ahead(np.arange(low, high + 1))))
+            return Lengths(length, length, length, overlap=1, ahead=ahead)
         return Lengths(length, length - low, length - low, high)
 
     def _sizes(self, length: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from gptjax.objectives.corruption import (
     check_share,
     conditional_row,
     most,
+    pairs_ahead,
     segmentation,
 )
 
@@ -50,18 +51,18 @@ def corrupted(
     eos: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The source and the targets, int32, of `corrupted_sizes`."""
+    ids = np.asarray(ids, np.int32)
     noise, spans = noise_counts(len(ids), rate, mean_span)
     cut = segmentation(rng, noise, spans)
     left = segmentation(rng, len(ids) - noise, spans)
     is_noise = np.repeat(np.arange(2 * spans) % 2 == 1, np.stack([left, cut], 1).reshape(-1))
     starts = np.cumsum(left + cut) - cut  # of the spans in the text
-    source = np.asarray(ids, np.int32).copy()
+    source = ids.copy()
     source[starts] = sentinels[:spans]
     keep = ~is_noise
     keep[starts] = True
-    # Span i goes behind i + 1 sentinels, its own the last of them.
     targets = np.insert(ids[is_noise], np.cumsum(cut) - cut, sentinels[:spans])
-    return np.append(source[keep], np.int32(eos)), np.append(targets, eos).astype(np.int32)
+    return np.append(source[keep], np.int32(eos)), np.append(targets, np.int32(eos))
 
 
 def rebuilt(source: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -102,7 +103,7 @@ class SpanCorruption(Objective):
         source, targets = corrupted_sizes(raw, self.rate, self.mean_span)
         if family == "encoder_decoder":
             return Lengths(raw, targets, targets, source)
-        return Lengths(raw, length, targets)
+        return Lengths(raw, length, targets, ahead=pairs_ahead(source))
 
     def _raw(self, length: int, family: Family) -> int:
         def size(count: int) -> int:

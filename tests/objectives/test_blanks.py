@@ -12,7 +12,7 @@ from gptjax.objectives import GLM
 from gptjax.objectives.base import Lengths
 from gptjax.objectives.blanks import Spans, _row, rebuilt
 from gptjax.objectives.corruption import poisson_table
-from tests.objectives.rows import SYMBOLS, check_rows, maker, within
+from tests.objectives.rows import SYMBOLS, check_ahead, check_rows, maker, within
 
 TASKS = [{}, {"sentence_share": 1.0}, {"document_share": 1.0}, {"rate": 0.6, "mean_span": 1.0}]
 
@@ -32,12 +32,12 @@ def test_a_row_by_hand():
     mask, sop, eop = (vocabulary.id(role) for role in ("mask", "sop", "eop"))
     spans = Spans(np.array([2, 4]), np.array([1, 2]))
     row = _row(np.arange(1, 7), spans, Swapped(), mask, vocabulary, Lengths(6, 12, 7))
-    assert row["tokens"].tolist() == [1, 2, mask, 4, mask, sop, 5, 6, sop, 3, 100, 100]
+    assert row["tokens"].tolist() == [1, 2, mask, 4, mask, sop, 5, 6, sop, 3, SYMBOLS, SYMBOLS]
     assert row["positions"].tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 2, 2, 0, 0]  # the paper's figure 2
     assert row["block_positions"].tolist() == [0] * 5 + [1, 2, 3, 1, 2, 0, 0]
     assert row["prefix"].tolist() == [True] * 5 + [False] * 7
     assert row["at"].tolist() == [5, 6, 7, 8, 9, 0, 0]
-    assert row["targets"].tolist() == [5, 6, eop, 3, eop, 100, 100]
+    assert row["targets"].tolist() == [5, 6, eop, 3, eop, SYMBOLS, SYMBOLS]
     assert row["weights"].tolist() == [1.0] * 5 + [0.0] * 2
     assert rebuilt(row).tolist() == [1, 2, 3, 4, 5, 6]
 
@@ -137,6 +137,11 @@ def test_windows_of_many_separators():
         ids[::2] = 5
         row, _ = make(0, ids)
         assert SYMBOLS not in row["targets"][row["weights"] > 0]
+
+
+def test_pairs_of_a_prefix():
+    check_ahead(GLM(), 200)
+    check_ahead(GLM(document_share=0.5), 200)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gptjax.objectives import UL2
 from gptjax.objectives.corruption import parts_of
 from gptjax.objectives.denoisers import PAPER, Denoiser
 from gptjax.objectives.spans import noise_counts, rebuilt
-from tests.objectives.rows import check_rows, maker, within
+from tests.objectives.rows import check_ahead, check_rows, maker, within
 
 FAMILIES = ("encoder_decoder", "decoder")
 
@@ -56,6 +56,10 @@ def test_a_mixture_survives_its_file():
     objective = UL2()
     tree = json.loads(json.dumps(dataclasses.asdict(objective)))
     assert cattrs.Converter(forbid_extra_keys=True).structure(tree, UL2) == objective
+
+
+def test_pairs_of_a_prefix():
+    check_ahead(UL2(), 200)
 
 
 @pytest.mark.parametrize(

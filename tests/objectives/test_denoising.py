@@ -10,7 +10,7 @@ from gptjax.data.vocabulary import vocabulary_of
 from gptjax.errors import BadInput
 from gptjax.objectives import Denoising
 from gptjax.objectives.corruption import one_for_each, parts_of
-from tests.objectives.rows import SYMBOLS, check_rows, maker, within
+from tests.objectives.rows import SYMBOLS, check_ahead, check_rows, maker, within
 
 FAMILIES = ("encoder_decoder", "decoder")
 
@@ -96,6 +96,10 @@ def test_a_window_without_text():
     make, _, lengths = maker(Denoising(permuted_share=1.0), 30, "encoder_decoder")
     row, ids = make(0, np.full(lengths.raw, SYMBOLS, np.int32))
     assert np.array_equal(row["source"], ids)
+
+
+def test_pairs_of_a_prefix():
+    check_ahead(Denoising(), 200)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from gptjax.errors import BadInput
 from gptjax.objectives import PrefixLM
 from gptjax.objectives.corruption import parts_of
-from tests.objectives.rows import SYMBOLS, check_rows, maker, within
+from tests.objectives.rows import SYMBOLS, check_ahead, check_rows, maker, within
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
@@ -44,6 +44,10 @@ def test_an_encoder_reads_the_prefix():
         assert np.array_equal(row["tokens"][1 : len(targets)], targets[:-1])
         assert row["weights"].sum() == len(targets)
         assert (row["source_segments"] >= 0).sum() == len(source)
+
+
+def test_pairs_of_a_prefix():
+    check_ahead(PrefixLM(), 200)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gptjax.objectives.corruption import (
     segmentation,
 )
 from gptjax.objectives.spans import corrupted, corrupted_sizes, noise_counts, rebuilt
-from tests.objectives.rows import SYMBOLS, check_rows, maker, within
+from tests.objectives.rows import SYMBOLS, check_ahead, check_rows, maker, within
 
 FAMILIES = ("encoder_decoder", "decoder")
 
@@ -42,8 +42,8 @@ def test_a_text_by_hand():
 
     ids = np.arange(10, 20)
     source, targets = corrupted(ids, 0.4, 2.0, Chosen(), np.array([101, 102, 103]), SYMBOLS)
-    assert source.tolist() == [10, 11, 101, 13, 14, 15, 16, 102, 100]
-    assert targets.tolist() == [101, 12, 102, 17, 18, 19, 100]
+    assert source.tolist() == [10, 11, 101, 13, 14, 15, 16, 102, SYMBOLS]
+    assert targets.tolist() == [101, 12, 102, 17, 18, 19, SYMBOLS]
     _, vocabulary, lengths = maker(SpanCorruption(rate=0.4, mean_span=2.0), 15, "decoder")
     assert lengths.raw == 10
     row = conditional_row(source, targets, lengths, "decoder", vocabulary, SYMBOLS, fits=True)
@@ -98,6 +98,10 @@ def test_most():
     assert most(100, lambda n: n * n) == 10
     assert most(0, lambda n: n * n, 3) == 2
     assert most(9, lambda n: n * n, 3) == 3
+
+
+def test_pairs_of_a_prefix():
+    check_ahead(SpanCorruption(), 200)
 
 
 @pytest.mark.parametrize(
