@@ -33,6 +33,8 @@ options:
   --workdir DIR    where the run lives (default runs/NAME); a run that stands there goes on
   --init-from SRC  begin with the weights and the model of a checkpoint of others: hf:FOLDER,
                    gguf:FILE, meta:FOLDER or tf:FOLDER; a run that has begun goes on without it
+  --objective NAME what is minimised in the place of the experiment's own objective, such as ul2;
+                   its fields are set by --objective.field=value
   --fork           go on from the workdir's newest checkpoint with a changed config; in a sweep's
                    folder with the points of a changed sweep, which leaves the old ones there
   --exp NAME --help    every field of that experiment with its value
@@ -51,7 +53,7 @@ options of a sweep (fields set by --part.field=value are those of its base exper
 """
 
 FLAGS = ("list", "dry-run", "fork", "help", "status", "retry-failed", "tune", "remeasure")
-VALUES = ("exp", "workdir", "init-from", "launcher", "workers", "minutes", "budget")
+VALUES = ("exp", "workdir", "init-from", "objective", "launcher", "workers", "minutes", "budget")
 LISTS = ("only",)
 OF_SWEEPS = (
     "status",
@@ -74,6 +76,7 @@ class Command:
     exp: str = ""
     workdir: str = ""
     init_from: str = ""
+    objective: str = ""
     list: bool = False
     dry_run: bool = False
     fork: bool = False
@@ -149,7 +152,9 @@ def override(
     _check_names(experiment, arguments)
     # The name is the registered one, so it is no option.
     fields = dataclasses.fields(experiment)[1:]
-    cls = dataclasses.make_dataclass("Fields", [(f.name, f.type) for f in fields], frozen=True)
+    # Of parts of several kinds that one which the experiment has.
+    kinds = [(f.name, type(getattr(experiment, f.name))) for f in fields]
+    cls = dataclasses.make_dataclass("Fields", kinds, frozen=True)
     cls.__doc__ = about or type(experiment).__doc__
     args = [*arguments, "--help"] if show_help else list(arguments)
     complaint = io.StringIO()
@@ -172,12 +177,26 @@ def override(
     raise BadInput(one_line(complaint.getvalue()))
 
 
+def with_objective(experiment, kind: str):
+    """The experiment with the objective of that name and its defaults; itself for none or its own.
+
+    Of the loss over the vocabulary the settings stay.
+    """
+    from gptjax.objectives import objective_of
+
+    own = experiment.objective
+    if not kind or objective_of(kind) is type(own):
+        return experiment
+    objective = objective_of(kind)(z_loss=own.z_loss, chunk_tokens=own.chunk_tokens)
+    return dataclasses.replace(experiment, objective=objective)
+
+
 def _check_names(experiment, arguments: tuple[str, ...]) -> None:
     """Refuse the first option that is no field of the experiment, or is given twice."""
     from gptjax.experiment import field_names
     from gptjax.suggest import unknown_field
 
-    known, given = set(field_names(type(experiment))), set()
+    known, given = set(field_names(experiment)), set()
     for argument in arguments:
         if not argument.startswith("--"):
             continue
@@ -189,7 +208,7 @@ def _check_names(experiment, arguments: tuple[str, ...]) -> None:
                 "says where its run lives"
             )
         if name not in known:
-            raise _unknown_option(typed, known) or unknown_field(name)
+            raise _unknown_option(typed, known) or unknown_field(name, experiment)
         if name in given:
             raise BadInput(f"--{name} is given twice")
         given.add(name)
@@ -239,7 +258,7 @@ def show_list() -> int:
     from rich.table import Table
 
     from gptjax import registry
-    from gptjax.scaling.flops import count_flops, count_parameters
+    from gptjax.scaling.flops import count_parameters
     from gptjax.training.metrics import short
 
     table, many = (Table(box=box.SIMPLE_HEAD, pad_edge=False) for _ in range(2))
@@ -261,9 +280,8 @@ def show_list() -> int:
                     sizes = f"{short(min(sizes))} to {short(max(sizes))}"
                     sweeps.append((f"  {name}", what, str(len(e.points)), sizes, short(e.flops)))
                 else:
-                    flops = count_flops(e.model, e.data.sequence_length).training * e.tokens
                     total = count_parameters(e.model).total
-                    runs.append((f"  {name}", what, short(total), short(e.tokens), short(flops)))
+                    runs.append((f"  {name}", what, short(total), short(e.tokens), short(e.flops)))
             except BadInput as error:
                 failed.append(f"{name}: {error}")
         for t, rows in ((table, runs), (many, sweeps)):
@@ -305,7 +323,8 @@ def run_sweep(sweep, command: Command) -> int:
         f"{', '.join(sorted(swept - set(FACTS))) or 'none of them'} point by point: these are not "
         "to be given here."
     )
-    base = override(sweep.base, command.overrides, command.help, sweep.name, about)
+    base = with_objective(sweep.base, command.objective)
+    base = override(base, command.overrides, command.help, sweep.name, about)
     sweep = sweep.planned(base)
     sweep.validate()
     use_compilation_cache()
@@ -344,6 +363,7 @@ def run(command: Command) -> int:
     for name in OF_SWEEPS:
         if getattr(command, name.replace("-", "_")):
             raise BadInput(f"--{name} belongs to a sweep, and {found.name} is a single run")
+    found = with_objective(found, command.objective)
     experiment = override(found, command.overrides, command.help)
     if command.init_from:
         from gptjax.interop.start import starting_from

@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gptjax.data.config import DataConfig
+from gptjax.data.loader import Rows
+from gptjax.data.tokenizers.base import Tokenizer
+from gptjax.data.vocabulary import AS_SEPARATOR, Vocabulary, vocabulary_of
 from gptjax.errors import BadInput, check_types
-from gptjax.models.config import DecoderConfig
-from gptjax.objectives import NextToken
+from gptjax.models.config import TransformerConfig
+from gptjax.models.kinds import config_type
+from gptjax.objectives import Lengths, NextToken, Objective, objective_of, possible
 from gptjax.parallel.mesh import MeshConfig
+from gptjax.scaling.flops import Flops, row_flops
 from gptjax.training.config import OptimConfig, program_config
 
 NAME = re.compile(r"\w[\w.=+-]*(/\w[\w.=+-]*)*")  # the default workdir is a folder of this name
@@ -56,16 +61,39 @@ class Experiment:
     """A complete run; `--part.field=value` on the command line replaces one of its fields."""
 
     name: str
-    model: DecoderConfig
+    model: TransformerConfig
     data: DataConfig
     train: TrainConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
-    objective: NextToken = field(default_factory=NextToken)
+    objective: Objective = field(default_factory=NextToken)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     @property
+    def lengths(self) -> Lengths:
+        """The sizes of a row of a batch."""
+        return self.objective.lengths(self.data.sequence_length, self.model.kind)
+
+    @property
     def tokens_per_step(self) -> int:
-        return self.data.batch_size * self.data.sequence_length
+        """Tokens of text, whatever an objective makes of them."""
+        return self.data.batch_size * self.lengths.raw
+
+    @property
+    def predicted_per_step(self) -> int:
+        """Places whose output meets the vocabulary; some may count nothing in a row."""
+        return self.data.batch_size * self.lengths.predicted
+
+    @property
+    def step_flops(self) -> Flops:
+        """FLOPs of the rows of a step, by the ledger."""
+        _, tokens, predicted, source, _, ahead = self.lengths
+        row = row_flops(self.model, tokens, predicted, source, ahead)
+        return row / (1 / self.data.batch_size)
+
+    @property
+    def flops(self) -> float:
+        """Of the whole training."""
+        return self.step_flops.training * self.steps
 
     @property
     def steps(self) -> int:
@@ -98,11 +126,7 @@ class Experiment:
             if not isinstance(part, f.type):
                 raise BadInput(f"the experiment's {f.name} is {part!r}, not a {f.type.__name__}")
             part.validate()
-        if self.data.sequence_length > self.model.context_length:
-            raise BadInput(
-                f"data.sequence_length = {self.data.sequence_length} is longer than "
-                f"model.context_length = {self.model.context_length}; raise the second"
-            )
+        self._check_objective()
         zeros = self.model.init == "fan_in_zero" and self.model.parametrization == "mup"
         if zeros and self.optim.name == "adafactor":
             raise BadInput(
@@ -115,11 +139,6 @@ class Experiment:
                 f"data.batch_size = {self.data.batch_size} is not divisible by "
                 f"optim.accumulation = {self.optim.accumulation}"
             )
-        if self.data.tokenizer == "bytes" and self.model.vocab_size < 257:
-            raise BadInput(
-                f"model.vocab_size = {self.model.vocab_size} is too small for bytes and their "
-                "separator: give 257 or more"
-            )
         symbols = self.data.symbols + 1
         if self.data.tokenizer == "symbols" and self.model.vocab_size < symbols:
             raise BadInput(
@@ -130,11 +149,70 @@ class Experiment:
         if trained and self.data.vocab_size > self.model.vocab_size:
             raise BadInput(
                 f"data.vocab_size = {self.data.vocab_size} is larger than model.vocab_size = "
-                f"{self.model.vocab_size}; give --model.vocab_size={self.data.vocab_size}"
+                f"{self.model.vocab_size}; give --model.vocab_size="
+                f"{self.data.vocab_size + self.extra_ids}"
+            )
+        ids = {"bytes": 257, "symbols": symbols}.get(self.data.tokenizer, 0)
+        self.check_vocabulary(self.data.vocab_size if trained else ids, self.extra_ids)
+
+    @property
+    def extra_ids(self) -> int:
+        """Special tokens of the objective beyond the tokenizer's ids, as far as is known here."""
+        brought = self.data.tokenizer == "file" or self.data.tokenizer_file
+        return 0 if brought else len(set(self.roles) - set(AS_SEPARATOR))
+
+    def _check_objective(self) -> None:
+        """Refuse what the objective and the model, or the data, cannot be together."""
+        kind, objective, data = self.model.kind, self.objective, self.data
+        if kind not in objective.families:
+            raise BadInput(
+                f"objective '{objective.kind}' is for a model of kind "
+                f"{' or '.join(objective.families)}, and this one is a {kind}, which can have "
+                f"{', '.join(possible(kind))}"
+            )
+        longest, length = max(self.lengths.tokens, self.lengths.source), data.sequence_length
+        if longest > self.model.context_length:
+            made = "" if longest == length else f", which makes rows of {longest} tokens,"
+            raise BadInput(
+                f"data.sequence_length = {length}{made} is longer than model.context_length = "
+                f"{self.model.context_length}; raise the second"
+            )
+        parted = data.document_attention == "within" or data.positions == "document"
+        if parted and (not objective.in_place or kind == "encoder_decoder"):
+            raise BadInput(
+                f"objective '{objective.kind}' moves tokens of a window, so data.document_attention"
+                " must be 'across' and data.positions 'window'"
+            )
+        if data.corpus == "zipf_facts" and objective.kind != "next_token":
+            raise BadInput(
+                f"data.corpus='zipf_facts' is made for the objective next_token, not "
+                f"'{objective.kind}'"
+            )
+        classes = objective.classes()
+        if classes and getattr(self.model, "classes", 0) != classes:
+            raise BadInput(
+                f"objective '{objective.kind}' sorts rows into {classes} classes; give "
+                f"--model.pooler=first --model.classes={classes}"
             )
 
-        ids = {"bytes": 257, "symbols": symbols}.get(self.data.tokenizer, 0)
-        self._check_outputs(self.data.vocab_size if trained else ids)
+    def vocabulary(self, tokenizer: Tokenizer) -> Vocabulary:
+        """The tokenizer's with the objective's special tokens; BadInput where it does not fit."""
+        found = vocabulary_of(tokenizer, self.roles)
+        self.check_vocabulary(found.size, len(found.extra))
+        return found
+
+    def rows(self, vocabulary: Vocabulary) -> Rows:
+        """How the objective makes rows of windows."""
+        objective, length, kind = self.objective, self.data.sequence_length, self.model.kind
+        make = objective.transform(length, kind, vocabulary)
+        fixed = getattr(objective, "masking", "dynamic") == "static"
+        name = "" if objective.kind == "next_token" else repr(objective)
+        return Rows(self.lengths.raw, self.lengths.overlap, make, fixed, name)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The special tokens that the objective's rows need."""
+        return self.objective.roles(self.data.sequence_length)
 
     def _check_outputs(self, size: int) -> None:
         if size > self.model.outputs:
@@ -143,13 +221,15 @@ class Experiment:
                 f"tokenizer's {size} ids, which are targets too; give 0 (all) or {size}"
             )
 
-    def check_vocabulary(self, size: int) -> None:
-        """Refuse a tokenizer with more ids than the model has."""
-        self._check_outputs(min(size, self.model.vocab_size))
-        if size > self.model.vocab_size:
+    def check_vocabulary(self, size: int, extra: int = 0) -> None:
+        """Refuse a tokenizer with more ids than the model has; extra: special ones beyond them."""
+        total = size + extra
+        self._check_outputs(min(total, self.model.vocab_size))
+        if total > self.model.vocab_size:
+            more = f" and the {extra} special tokens of '{self.objective.kind}'" if extra else ""
             raise BadInput(
                 f"model.vocab_size = {self.model.vocab_size} is smaller than the tokenizer's "
-                f"{size}; give --model.vocab_size={size}"
+                f"{size}{more}; give --model.vocab_size={total}"
             )
 
     def mesh_refusal(self, data: int, fsdp: int, tensor: int) -> str | None:
@@ -171,7 +251,10 @@ class Experiment:
         return None
 
     def to_json(self) -> dict:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        tree = json.loads(json.dumps(dataclasses.asdict(self)))
+        for part in KINDS:
+            tree[part] = {"kind": getattr(self, part).kind} | tree[part]
+        return tree
 
     @staticmethod
     def from_json(tree: dict) -> "Experiment":
@@ -184,11 +267,23 @@ class Experiment:
         converter = cattrs.Converter(forbid_extra_keys=True)
         for kind in (bool, int, float, str):
             converter.register_structure_hook(kind, _as_it_is)
+        for base, (_, kinds) in KINDS.items():
+            converter.register_structure_hook_func(
+                lambda cls, base=PARTS[base]: cls is base,
+                lambda tree, _, kinds=kinds: converter.structure(
+                    {k: v for k, v in tree.items() if k != "kind"}, kinds(tree["kind"])
+                ),
+            )
         try:
             return converter.structure(tree, Experiment)
         except Exception as error:
             problems = "; ".join(cattrs.transform_error(error, path="experiment"))
             raise BadInput(f"not a usable experiment: {problems}") from None
+
+
+# Parts of several kinds: that of runs of earlier versions, and the type of each.
+KINDS = {"model": ("decoder", config_type), "objective": ("next_token", objective_of)}
+PARTS = {f.name: f.type for f in dataclasses.fields(Experiment)}
 
 
 def _as_it_is(value, kind: type):
@@ -232,9 +327,12 @@ def upgraded(tree: dict) -> dict:
         if name in (place := _branch(tree, parents, {})):
             *parents, leaf = new.split(".")
             _branch(tree, parents, None).setdefault(leaf, place.pop(name))
-    for f in dataclasses.fields(Experiment):
-        if dataclasses.is_dataclass(f.type) and isinstance(tree.get(f.name), dict):
-            _fill(tree[f.name], f.type)
+    for name, kind in PARTS.items():
+        if dataclasses.is_dataclass(kind) and isinstance(tree.get(name), dict):
+            if name in KINDS:
+                default, type_of = KINDS[name]
+                kind = type_of(tree[name].setdefault("kind", default))
+            _fill(tree[name], kind)
     return tree
 
 
@@ -274,12 +372,13 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
 
 
-def field_names(cls: type, prefix: str = "") -> list[str]:
-    """All dotted field names of a dataclass."""
+def field_names(config, prefix: str = "") -> list[str]:
+    """All dotted field names of a dataclass, or of one of its values with those of its parts."""
     names = []
-    for f in dataclasses.fields(cls):
+    for f in dataclasses.fields(config):
+        part = f.type if isinstance(config, type) else getattr(config, f.name)
         if dataclasses.is_dataclass(f.type):
-            names += field_names(f.type, f"{prefix}{f.name}.")
+            names += field_names(part, f"{prefix}{f.name}.")
         else:
             names.append(prefix + f.name)
     return names

@@ -4,14 +4,13 @@ Everything but the time is computed on shapes alone, so the plan of a pod fits o
 activations are those that the traced backward pass really keeps, with their layouts.
 """
 
+import dataclasses
 import math
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from gptjax.data.check import check as check_data
 from gptjax.data.config import cache_root
@@ -29,8 +28,9 @@ from gptjax.planned_kernels import (
     sparse_line,
     target_platform,
 )
-from gptjax.scaling.flops import Flops, Parameters, count_flops, count_parameters
+from gptjax.scaling.flops import Flops, Parameters, count_parameters
 from gptjax.training.config import warmup_length
+from gptjax.training.example import example_batch
 from gptjax.training.loop import to_mesh
 from gptjax.training.metrics import clock, peak_flops, short
 from gptjax.training.optimizer import make_optimizer, path_name
@@ -98,7 +98,7 @@ def _bytes_beside(params, kept, mesh) -> int:
 def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
     """The plan of a run on its mesh, which need not exist here; its data must."""
     experiment.validate()
-    experiment.check_vocabulary(check_data(experiment.data))
+    experiment.check_vocabulary(check_data(experiment.data), experiment.extra_ids)
     devices = jax.device_count()
     planned = max(devices, math.prod(experiment.mesh.shape(1)))
     check_mesh(experiment.mesh, planned, experiment.mesh_refusal, devices)
@@ -135,7 +135,7 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
         mesh_shape=dict(zip(AXES, shape, strict=True)),
         devices_here=devices,
         parameters=count_parameters(config),
-        flops=count_flops(config, experiment.data.sequence_length),
+        flops=experiment.step_flops / experiment.tokens_per_step,
         kernel=kernel,
         param_bytes=_tree_bytes(params, mesh),
         optimizer_bytes=_tree_bytes(opt_state, mesh),
@@ -150,14 +150,13 @@ def make_plan(experiment: Experiment, measure: bool = True) -> Plan:
 
 def _batch(experiment: Experiment, mesh):
     """A microbatch of the experiment as shapes, split over the mesh."""
-    data = experiment.data
-    shape = (data.batch_size // experiment.optim.accumulation, data.sequence_length)
+    rows = experiment.data.batch_size // experiment.optim.accumulation
     sharding = jax.sharding.NamedSharding(mesh, jax.P(DEFAULT_RULES.batch))
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-    names = ["tokens", "targets"]
-    names += ["segments"] * (data.document_attention == "within")
-    names += ["positions"] * (data.positions == "document")
-    return dict.fromkeys(names, tokens)
+
+    def of(x):
+        return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding)
+
+    return jax.tree.map(of, example_batch(experiment, 1))
 
 
 def _backward(experiment: Experiment, params, batch):
@@ -178,8 +177,7 @@ def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None,
     """Seconds of a step, the median of three after one that compiles; or why there is none."""
     if math.prod(shape) > devices:
         return None, f"it takes {math.prod(shape)} devices and there are {devices}"
-    flops = count_flops(experiment.model, experiment.data.sequence_length).training
-    flops *= experiment.tokens_per_step
+    flops = experiment.step_flops.training
     if jax.default_backend() == "cpu" and flops > CPU_LIMIT:
         return None, f"a step of {short(flops, 'FLOP')} is too large for this CPU"
     if interpreted(experiment):
@@ -189,27 +187,29 @@ def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None,
     mesh = make_mesh(experiment.mesh)
     optimizer = make_optimizer(experiment.optim, experiment.steps)
     state = init_state(experiment.model, optimizer, 0, mesh)
-    rng = np.random.default_rng(0)
-    rows = {
-        name: np.zeros(leaf.shape, np.int32)
-        for name, leaf in _batch(experiment, abstract_mesh(shape)).items()
-    }
-    full = (experiment.data.batch_size, experiment.data.sequence_length)
-    vocab = experiment.model.vocab_size
-    rows = {name: rng.integers(0, vocab, full, dtype=np.int32) for name in rows}
-    for name in ("segments", "positions"):
-        if name in rows:
-            rows[name] = np.zeros(full, np.int32)
     times = []
     with jax.set_mesh(mesh):
         step = make_train_step(experiment)
-        batch = to_mesh(rows, mesh)
+        batch = to_mesh(example_batch(experiment), mesh)
         for _ in range(MEASURED_STEPS + 1):
             begun = time.perf_counter()
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
             times.append(time.perf_counter() - begun)
     return sorted(times[1:])[MEASURED_STEPS // 2], ""
+
+
+PARTS = {"cross": "attention to the encoder", "encoder": "the encoder"}
+
+
+def rows_line(e: Experiment) -> str:
+    """What the objective makes of windows of text."""
+    raw, tokens, predicted, source, _, _ = e.lengths
+    read = f"{source} for the encoder and {tokens} for the decoder" if source else f"{tokens}"
+    return (
+        f"objective {e.objective.kind}: of every {raw} tokens of text a row of {read}, of which "
+        f"{predicted} places are compared with a target"
+    )
 
 
 def settled(plan: Plan) -> dict[str, str]:
@@ -310,12 +310,14 @@ def show(plan: Plan) -> None:
     groups.add_row("non-embedding", f"{c.non_embedding:,}", "")
     console.print(groups)
 
-    flops = table("FLOPs per token", "part", "forward", "training")
-    for name in ("projections", "attention", "mlp", "head"):
-        flops.add_row(name, short(getattr(f, name)), short(3 * getattr(f, name)))
+    flops = table("FLOPs per token of text", "part", "forward", "training")
+    for field in dataclasses.fields(f):
+        if count := getattr(f, field.name):
+            flops.add_row(PARTS.get(field.name, field.name), short(count), short(3 * count))
     flops.add_row("total", short(f.forward), short(f.training))
     console.print(flops)
-    rule = 6 * c.active
+    passed = e.lengths.tokens + e.lengths.source
+    rule = 6 * c.active * passed / e.lengths.raw
     shape = tuple(plan.mesh_shape.values())
     kernels = kernels_line(e, shape, plan.devices_here, plan.kernel)
     console.print(
@@ -324,6 +326,8 @@ def show(plan: Plan) -> None:
         f"{100 * (rule / f.training - 1):+.1f}%); {kernels}"
     )
 
+    if e.objective.kind != "next_token":
+        console.print(rows_line(e))
     if sparse := sparse_line(e, shape, plan.devices_here):
         console.print(sparse)
     console.print(epochs_line(plan))

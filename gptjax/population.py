@@ -19,7 +19,17 @@ from gptjax.data.config import DataConfig, cache_root
 from gptjax.errors import BadInput
 from gptjax.experiment import Experiment, flatten
 from gptjax.parallel.mesh import check_mesh
-from gptjax.runs import Ledger, OpenRun, Result, device_kind, held, open_run, say, write_up
+from gptjax.runs import (
+    Ledger,
+    OpenRun,
+    Result,
+    device_kind,
+    held,
+    in_short,
+    open_run,
+    say,
+    write_up,
+)
 from gptjax.training.loop import Diverged
 from gptjax.training.metrics import Progress, clock, peak_flops
 from gptjax.training.population import Member, Population
@@ -93,12 +103,12 @@ def _train(runs: list[OpenRun], mode: Mode | None) -> None:
 
 def _progress(members: list[Member], ledger: Ledger) -> Progress:
     """Counts the steps of all members together; its loss is the lowest."""
-    experiment, peak = members[0].experiment, peak_flops(device_kind())
+    peak = peak_flops(device_kind())
     return Progress(
         f"{len(members)} runs",
         sum(member.experiment.steps for member in members),
         sum(member.step for member in members),
-        ledger.flops_per_token * experiment.tokens_per_step,
+        ledger.step_flops,
         peak and peak * members[0].mesh.size,
     )
 
@@ -111,9 +121,8 @@ def _ended(run: OpenRun, begun: float) -> Result | Diverged:
     result = write_up(run, member.state)
     figures = result.figures
     say(
-        f"{figures['experiment']}: validation {figures['validation_loss']:.4f} nats/token = "
-        f"{figures['bits_per_byte']:.4f} bits/byte · {clock(time.monotonic() - begun)} in all · "
-        f"see {run.workdir}"
+        f"{figures['experiment']}: {in_short(figures)} · {clock(time.monotonic() - begun)} in all "
+        f"· see {run.workdir}"
     )
     return result
 

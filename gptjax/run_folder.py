@@ -88,13 +88,13 @@ def data_changed(experiment: Experiment, before: dict) -> bool:
     return bool(differences({"data": before["data"]}, {"data": experiment.to_json()["data"]}))
 
 
-def check_epochs(experiment: Experiment, dataset) -> None:
-    """Refuse a run that its epochs over the corpus cannot feed."""
+def check_epochs(experiment: Experiment, windows: int) -> None:
+    """Refuse a run that its epochs over a corpus of so many windows cannot feed."""
     config = experiment.data
-    steps = dataset.windows * config.epochs // config.batch_size
+    steps = windows * config.epochs // config.batch_size
     if config.epochs and steps < experiment.steps:
         raise BadInput(
-            f"data.epochs = {config.epochs} over {dataset.windows} windows feed {steps} steps of "
+            f"data.epochs = {config.epochs} over {windows} windows feed {steps} steps of "
             f"{config.batch_size}, not {experiment.steps}: raise data.epochs (0: as many as are "
             "needed) or lower train.steps"
         )

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from gptjax import data, registry
+from gptjax.data.loader import Rows
 from gptjax.errors import printable
 from gptjax.evaluation.generate import generate
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.evaluation.population_loss import exact_figures
 from gptjax.experiment import Experiment
-from gptjax.models.decoder import Decoder
+from gptjax.models.build import model_of
 from gptjax.parallel.mesh import check_mesh, make_mesh
 from gptjax.run_folder import (
     check_config,
@@ -29,7 +30,7 @@ from gptjax.run_folder import (
     manifest,
     write_config,
 )
-from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.scaling.flops import count_parameters
 from gptjax.scaling.plots import plot_curves
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.config import OptimConfig, program_config
@@ -113,6 +114,7 @@ class OpenRun:
     state: TrainState
     dataset: data.Dataset
     ledger: "Ledger"
+    rows: Rows
 
 
 def open_run(
@@ -134,12 +136,13 @@ def open_run(
     before = check_config(experiment, workdir, fork)
     same_data = before is None or not data_changed(experiment, before)
     dataset = prepare(experiment.data, report=say)
-    experiment.check_vocabulary(dataset.vocab_size)
-    check_epochs(experiment, dataset)
+    vocabulary = experiment.vocabulary(dataset.tokenizer)
+    rows = experiment.rows(vocabulary)
+    check_epochs(experiment, dataset.windows(rows))
     if same_data:
         check_manifest(workdir, dataset)
     split = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    iterator = dataset.train_iterator(**split)
+    iterator = dataset.train_iterator(**split, rows=rows)
     mesh = make_mesh(experiment.mesh)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -160,7 +163,14 @@ def open_run(
     ledger = Ledger(experiment)
     say(f"{ledger.headline()} · mesh {'x'.join(map(str, mesh.devices.shape))} of {device_kind()}")
     perplexity = Perplexity(
-        make_eval_step(experiment), dataset, experiment.train.eval_batches, mesh, split
+        make_eval_step(experiment),
+        dataset,
+        experiment.train.eval_batches,
+        mesh,
+        split,
+        experiment.objective,
+        rows,
+        vocabulary.token_bytes,
     )
     loop = Loop(
         experiment,
@@ -174,7 +184,7 @@ def open_run(
         ledger.account,
         seconds,
     )
-    return OpenRun(workdir, loop, state, dataset, ledger)
+    return OpenRun(workdir, loop, state, dataset, ledger, rows)
 
 
 def write_up(run: OpenRun, state: TrainState) -> Result:
@@ -184,14 +194,14 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
     if final is None:
         with jax.set_mesh(loop.mesh):
             final = loop.evaluate(state.params)
-    sample = ""
-    if experiment.train.sample_tokens:
+    sample, plain = "", experiment.objective.kind == "next_token"
+    if experiment.train.sample_tokens and plain:
         sample = sample_text(experiment, dataset.tokenizer, state.params, loop.mesh)
     figures = {
         "experiment": experiment.name,
         **final,
-        **exact_figures(experiment.data, Decoder(experiment.model).apply, state.params, loop.mesh),
-        "unigram_nats": dataset.unigram_entropy,
+        **exact_figures(experiment.data, model_of(experiment.model).apply, state.params, loop.mesh),
+        "unigram_nats": dataset.unigram_entropy if plain else dataset.target_entropy(run.rows),
         "parameters": ledger.counts.total,
         "non_embedding_parameters": ledger.counts.non_embedding,
         "active_parameters": ledger.counts.active,
@@ -250,16 +260,23 @@ class Ledger:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self.counts = count_parameters(experiment.model)
-        flops = count_flops(experiment.model, experiment.data.sequence_length)
-        self.flops_per_token = flops.training
+        self.step_flops = experiment.step_flops.training
 
     def account(self, step: int) -> dict:
-        """The columns that every row of metrics carries."""
-        tokens = step * self.experiment.tokens_per_step
-        return {
-            "tokens": tokens,
-            "flops": self.flops_per_token * tokens,
-            "flops_6nd": 6 * self.counts.active * tokens,
+        """The columns that every row of metrics carries.
+
+        `tokens` are those of the text, `predicted_tokens` the places whose output is compared with
+        one; the rule of thumb counts what passes the model.
+        """
+        experiment = self.experiment
+        lengths, tokens = experiment.lengths, step * experiment.tokens_per_step
+        passed = step * experiment.data.batch_size * (lengths.tokens + lengths.source)
+        figures = {"tokens": tokens}
+        if experiment.objective.kind != "next_token":
+            figures["predicted_tokens"] = step * experiment.predicted_per_step
+        return figures | {
+            "flops": self.step_flops * step,
+            "flops_6nd": 6 * self.counts.active * passed,
         }
 
     def headline(self) -> str:
@@ -267,7 +284,7 @@ class Ledger:
         active = f" ({short(counts.active)} active)" if counts.resting else ""
         return (
             f"{e.name}: {short(counts.total)} parameters{active} · {short(e.tokens)} tokens in "
-            f"{e.steps} steps · {short(self.flops_per_token * e.tokens, 'FLOP')}"
+            f"{e.steps} steps · {short(e.flops, 'FLOP')}"
         )
 
 
@@ -276,7 +293,7 @@ def device_kind() -> str:
 
 
 def _progress(experiment: Experiment, ledger: Ledger, step: int, mesh) -> Progress:
-    flops, peak = ledger.flops_per_token * experiment.tokens_per_step, peak_flops(device_kind())
+    flops, peak = ledger.step_flops, peak_flops(device_kind())
     return Progress(experiment.name, experiment.steps, step, flops, peak and peak * mesh.size)
 
 
@@ -284,10 +301,19 @@ def _report(figures: dict, workdir: Path, seconds: float) -> None:
     if figures["sample"]:
         print(f"--- sample\n{printable(figures['sample'])}\n---")
     print(
-        f"validation {figures['validation_loss']:.4f} nats/token = "
-        f"{figures['bits_per_byte']:.4f} bits/byte (unigram baseline "
-        f"{figures['unigram_nats']:.4f} nats/token) · {clock(seconds)} in all · see {workdir}"
+        f"{in_short(figures)} (unigram baseline {figures['unigram_nats']:.4f} nats/token) · "
+        f"{clock(seconds)} in all · see {workdir}"
     )
+
+
+def in_short(figures: dict) -> str:
+    """The validation figures of a run in a few words."""
+    said = f"validation {figures['validation_loss']:.4f} nats/token"
+    if "bits_per_byte" in figures:
+        said += f" = {figures['bits_per_byte']:.4f} bits/byte"
+    if "validation_row_accuracy" in figures:
+        said += f", {figures['validation_row_accuracy']:.1%} of the rows in the right class"
+    return said
 
 
 def sample_text(experiment: Experiment, tokenizer, params, mesh) -> str:

@@ -59,11 +59,14 @@ SYNONYMS = {
 }
 
 
-def nearest_fields(name: str, count: int = 3) -> list[str]:
-    """The dotted fields most like `name`, best first; empty when none is close."""
+def nearest_fields(name: str, count: int = 3, of=Experiment) -> list[str]:
+    """The dotted fields most like `name`, best first; empty when none is close.
+
+    of: an experiment, whose model and objective have fields of their own.
+    """
     part, _, last = name.lower().rpartition(".")
     likeness: dict[str, float] = {}
-    for field in field_names(Experiment):
+    for field in field_names(of):
         words = [field.rpartition(".")[2], *SYNONYMS.get(field, "").split()]
         best = max(difflib.SequenceMatcher(None, last, word).ratio() for word in words)
         if best >= ENOUGH:
@@ -73,9 +76,9 @@ def nearest_fields(name: str, count: int = 3) -> list[str]:
     return sorted(near, key=lambda field: -likeness[field])[:count]
 
 
-def unknown_field(name: str) -> BadInput:
-    """The error for a dotted name that no field has."""
-    known = field_names(Experiment)
+def unknown_field(name: str, of=Experiment) -> BadInput:
+    """The error for a dotted name that no field of the experiment has."""
+    known = field_names(of)
     part = name.rstrip(".")
     inside = [field for field in known if part and field.startswith(f"{part}.")]
     if inside:
@@ -83,7 +86,7 @@ def unknown_field(name: str) -> BadInput:
             f"'{name}' is a part with fields of its own; give one of them, such as "
             f"--{inside[0]}=..., --help lists them all"
         )
-    near = nearest_fields(name)
+    near = nearest_fields(name, of=of)
     if near:
         meant = f"did you mean {' or '.join(repr(field) for field in near)}?"
         return BadInput(f"unknown field '{name}'; {meant}")

@@ -11,7 +11,7 @@ from gptjax.data import DataConfig, Tokenizer, load_tokenizer, prepare
 from gptjax.errors import BadInput
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.experiment import Experiment
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 from gptjax.parallel.mesh import MeshConfig, check_mesh, make_mesh
 from gptjax.run_folder import load_experiment
 from gptjax.runs import sample_text, say
@@ -35,7 +35,7 @@ class Trained:
     mesh: jax.sharding.Mesh
 
     @property
-    def config(self) -> DecoderConfig:
+    def config(self) -> TransformerConfig:
         """The model's config."""
         return self.experiment.model
 
@@ -86,7 +86,17 @@ class Trained:
                 f"set data.tokenizer to 'file' and data.tokenizer_file to {self._own_tokenizer}"
             )
         batches = batches or experiment.train.eval_batches
-        perplexity = Perplexity(make_eval_step(experiment), dataset, batches, self.mesh, {})
+        vocabulary = experiment.vocabulary(self.tokenizer)
+        perplexity = Perplexity(
+            make_eval_step(experiment),
+            dataset,
+            batches,
+            self.mesh,
+            {},
+            experiment.objective,
+            experiment.rows(vocabulary),
+            vocabulary.token_bytes,
+        )
         with jax.set_mesh(self.mesh):
             return perplexity(self.params)
 

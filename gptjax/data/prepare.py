@@ -50,37 +50,70 @@ class Dataset:
         """Nats per validation token under the training split's token frequencies."""
         return self.manifest["unigram_entropy"]
 
-    @property
-    def windows(self) -> int:
-        """Training sequences in an epoch."""
-        return loader.count_windows(len(self._ids["train"]), self.config.sequence_length)
+    def windows(self, rows: loader.Rows | None = None) -> int:
+        """Training rows in an epoch."""
+        rows = rows or loader.plain_rows(self.config.sequence_length)
+        return loader.count_windows(len(self._ids["train"]), rows.raw, rows.overlap)
 
     def train_iterator(
-        self, process_index: int = 0, process_count: int = 1
+        self, process_index: int = 0, process_count: int = 1, rows: loader.Rows | None = None
     ) -> loader.TrainIterator:
-        """The training batches of one process: its rows of every global batch."""
+        """The training batches of one process: its rows of every global batch.
+
+        rows: what an objective makes of windows, by default the tokens that follow each.
+        """
         config = self.config
+        told = {"rows": rows.name} if rows is not None and rows.name else {}
         key = key_of(
             {
                 "tokens": self.manifest["key"],
                 "batch_size": config.batch_size,
                 "sequence_length": config.sequence_length,
                 "seed": config.seed,
+                **told,
             }
         )
-        reader = self._reader("train", process_index, process_count)
+        reader = self._reader("train", process_index, process_count, rows)
         return loader.TrainIterator(
             reader, config.batch_size, config.epochs, config.seed, config.workers, key
         )
 
     def validation_batches(
-        self, count: int, process_index: int = 0, process_count: int = 1
+        self,
+        count: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        rows: loader.Rows | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Up to `count` batches, the same at every call and for every data seed."""
-        reader = self._reader("validation", process_index, process_count)
+        reader = self._reader("validation", process_index, process_count, rows)
         return loader.validation_batches(reader, self.config.batch_size, count)
 
-    def _reader(self, split: str, process_index: int, process_count: int) -> loader.WindowReader:
+    def target_entropy(self, rows: loader.Rows, count: int = 512) -> float:
+        """Nats per target of validation rows under the frequencies of those of training rows.
+
+        Both of up to `count` rows, each id once more than it was seen.
+        """
+        counts = []
+        for split in shards.SPLITS:
+            reader = self._reader(split, 0, 1, rows, whole=True)
+            windows = np.unique(np.linspace(0, reader.windows - 1, count).astype(int))
+            batch = reader([(window, window) for window in windows])
+            chosen = batch["weights"] > 0 if "weights" in batch else slice(None)
+            counts.append(np.bincount(batch["targets"][chosen].reshape(-1)))
+        size = max(map(len, counts))
+        train, validation = (np.pad(c, (0, size - len(c))) for c in counts)
+        chances = (train + 1) / (train + 1).sum()
+        return float(-(validation * np.log(chances)).sum() / validation.sum())
+
+    def _reader(
+        self,
+        split: str,
+        process_index: int,
+        process_count: int,
+        rows: loader.Rows | None,
+        whole: bool = False,
+    ) -> loader.RowReader:
         config = self.config
         if config.batch_size % process_count:
             below = config.batch_size - config.batch_size % process_count
@@ -88,14 +121,19 @@ class Dataset:
                 f"data.batch_size={config.batch_size} is not divisible by {process_count} "
                 f"processes; the nearest are {below or process_count} and {below + process_count}"
             )
-        rows = config.batch_size // process_count
-        return loader.WindowReader(
+        if rows is not None:
+            sizes = [len(self._ids[name]) for name in shards.SPLITS]
+            loader.check_enough(*sizes, config.sequence_length, config.batch_size, rows)
+        size = config.batch_size // process_count
+        seed = config.seed if split == "train" else "of validation"
+        return loader.RowReader(
             self._ids[split],
-            config.sequence_length,
+            rows or loader.plain_rows(config.sequence_length),
             self.tokenizer.separator_id,
-            slice(process_index * rows, (process_index + 1) * rows),
+            slice(None) if whole else slice(process_index * size, (process_index + 1) * size),
             segments=config.document_attention == "within",
             positions=config.positions == "document",
+            seed=loader.seed_of(f"rows {seed}"),
         )
 
 

@@ -134,6 +134,19 @@ def vocabulary_of(tokenizer: Tokenizer, roles: Sequence[str] = ()) -> Vocabulary
     return Vocabulary(size, tokenizer.separator_id, token_bytes, special, extra, *tables, shown)
 
 
+def numbered_vocabulary(total: int, roles: Sequence[str] = ()) -> Vocabulary:
+    """A vocabulary of numbers: so many ids in all, the last of them special; no two join a word."""
+    extra = [role for role in roles if role not in AS_SEPARATOR]
+    size = max(total - len(extra), 1)
+    numbers = {role: size + i for i, role in enumerate(extra)}
+    shown = {number: _names(role)[0] for role, number in numbers.items()}
+    token_bytes = np.ones(size + len(extra), np.int32)
+    token_bytes[[size - 1, *numbers.values()]] = 0
+    none = np.zeros(size + len(extra), bool)
+    shown[size - 1] = "<|separator|>"
+    return Vocabulary(size, size - 1, token_bytes, {}, numbers, *[none] * 5, shown)
+
+
 def words(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """int32 [n]: the number of the word that each token stands in, from 0.
 

@@ -106,9 +106,10 @@ def coordinate_check(
         members.append(dataclasses.replace(experiment, model=model))
         members[-1].validate()
     dataset = data.prepare(experiment.data, report=report)
-    iterator = dataset.train_iterator()
+    made = experiment.rows(experiment.vocabulary(dataset.tokenizer))
+    iterator = dataset.train_iterator(rows=made)
     batches = [next(iterator) for _ in range(max(steps))]
-    held_out = next(dataset.validation_batches(1))
+    held_out = next(dataset.validation_batches(1, rows=made))
     mesh = make_mesh(experiment.mesh)
     rows = []
     for member in members:

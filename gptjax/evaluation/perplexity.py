@@ -1,4 +1,4 @@
-"""Validation loss in nats per token and, tokenizer-free, in bits per byte of the text."""
+"""Validation loss in nats per predicted token and, tokenizer-free, in bits per byte of the text."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gptjax.data.config import IMAGES
+from gptjax.data.loader import Rows
 from gptjax.training.loop import to_mesh
 
 
@@ -15,8 +16,11 @@ from gptjax.training.loop import to_mesh
 class Perplexity:
     """Called with parameters under a mesh, it gives a row of validation figures.
 
-    Bits per byte divide all nats by the UTF-8 bytes of the predicted text; separators between
-    documents cost nats and hold no byte. Of images they are also told per dimension, a pixel.
+    rows: what the objective makes of windows, None for the tokens that follow each; token_bytes: of
+    every id, special ones among them. Bits per byte divide all nats by the UTF-8 bytes of the
+    predicted text; separators between documents cost nats and hold no byte. They are told where the
+    objective has a likelihood of whole text or of its continuation. Of images they are also told
+    per dimension, a pixel.
     """
 
     eval_step: Any
@@ -24,22 +28,31 @@ class Perplexity:
     batches: int
     mesh: Any
     split: dict
+    objective: Any
+    rows: Rows | None = None
+    token_bytes: np.ndarray | None = None
 
     def __call__(self, params) -> dict[str, float]:
         sums = []
         size = 0
-        for batch in self.dataset.validation_batches(self.batches, **self.split):
+        of = self.dataset.token_bytes if self.token_bytes is None else self.token_bytes
+        for batch in self.dataset.validation_batches(self.batches, **self.split, rows=self.rows):
             # Waited for, as XLA:CPU's simulated devices deadlock on several independent programs.
             sums.append(jax.device_get(self.eval_step(params, to_mesh(batch, self.mesh))))
-            size += int(self.dataset.token_bytes[batch["targets"]].sum(dtype=np.int64))
+            counted = of[batch["targets"]] * (batch["weights"] > 0 if "weights" in batch else 1)
+            size += int(counted.sum(dtype=np.int64))
         size = _over_processes(size)
         nats = math.fsum(float(s.nats) for s in sums)
         tokens = math.fsum(float(s.tokens) for s in sums)
-        figures = {
-            "validation_loss": nats / tokens,
-            "bits_per_byte": nats / math.log(2) / size,
-            "validation_accuracy": math.fsum(float(s.correct) for s in sums) / tokens,
-        }
+        figures = {"validation_loss": nats / tokens}
+        if self.objective.likelihood in ("text", "continuation"):
+            figures["bits_per_byte"] = nats / math.log(2) / size
+        figures["validation_accuracy"] = math.fsum(float(s.correct) for s in sums) / tokens
+        if sums[0].rows is not None:
+            rows = math.fsum(float(s.rows.rows) for s in sums)
+            for name, column in (("nats", "loss"), ("correct", "accuracy")):
+                total = math.fsum(float(getattr(s.rows, name)) for s in sums)
+                figures[f"validation_row_{column}"] = total / rows
         image = IMAGES.get(self.dataset.config.corpus)
         if image is not None:  # windows hold whole images, each with one separator
             pixels = tokens * image[0] / (image[0] + 1)

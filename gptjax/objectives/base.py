@@ -21,17 +21,18 @@ Family = Literal["decoder", "encoder", "encoder_decoder", "two_stream"]
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder", "encoder_decoder", "two_stream")
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 Row = dict[str, np.ndarray]
-INPUTS = (
-    "positions",
-    "segments",
-    "types",
-    "prefix",
-    "block_positions",
-    "order",
-    "at",
-    "source",
-    "source_segments",
-)
+# What a model is given beside tokens, by the names that its module has for them.
+INPUTS = {
+    "positions": "positions_BT",
+    "segments": "segments_BT",
+    "types": "types_BT",
+    "prefix": "prefix_BT",
+    "block_positions": "block_positions_BT",
+    "order": "order_BT",
+    "at": "at_BP",
+    "source": "source_BS",
+    "source_segments": "source_segments_BS",
+}
 
 
 class Lengths(NamedTuple):
@@ -39,7 +40,8 @@ class Lengths(NamedTuple):
 
     raw: ids of the corpus, after which the next row begins; overlap: ids beyond them that are read
     too; tokens: of what a model predicts from; source: of what an encoder reads before a decoder;
-    predicted: of targets, those of weight 0 among them.
+    predicted: of targets, those of weight 0 among them; ahead: pairs of a token and a later one of
+    a prefix, which the token reads too, in the mean.
     """
 
     raw: int
@@ -47,6 +49,15 @@ class Lengths(NamedTuple):
     predicted: int
     source: int = 0
     overlap: int = 0
+    ahead: float = 0.0
+
+
+class RowSums(NamedTuple):
+    """Sums over the rows of a batch that are sorted into classes; float32 scalars."""
+
+    nats: "jax.Array"
+    correct: "jax.Array"
+    rows: "jax.Array"
 
 
 class LossSums(NamedTuple):
@@ -54,8 +65,7 @@ class LossSums(NamedTuple):
 
     `total` is what is differentiated: nats plus auxiliary terms. `routing`: of a model with
     experts the sums of what its routers tell (`models.experts.Routing`), times the tokens.
-    `pairs`: of objectives that also sort rows into classes, the nats and the hits of those, and
-    how many there were.
+    `rows`: of objectives that also sort rows into classes, what that tells.
     """
 
     total: "jax.Array"
@@ -63,7 +73,7 @@ class LossSums(NamedTuple):
     correct: "jax.Array"
     tokens: "jax.Array"
     routing: Any = None
-    pairs: Any = None
+    rows: "RowSums | None" = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,8 @@ class Objective(ABC):
         """The loss of a batch; `apply(tokens_BT, NAME=...)` gives a model's `Output`."""
         from gptjax.ops.vocab_loss import vocab_loss
 
-        out = apply(batch["tokens"], **{name: batch[name] for name in INPUTS if name in batch})
+        given = {name: batch[key] for key, name in INPUTS.items() if key in batch}
+        out = apply(batch["tokens"], **given)
         total, stats = vocab_loss(
             out.hidden_BTD,
             out.head_VD,
@@ -132,7 +143,26 @@ class Objective(ABC):
             chunk_tokens=self.chunk_tokens or None,
         )
         sums = LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)
+        if "label" in batch:
+            sums = with_classes(sums, out.rows_BC, batch["label"])
         return with_routing(sums, out)
+
+
+def with_classes(sums: LossSums, logits_BC, label_B) -> LossSums:
+    """The sums of a batch with the loss of its rows' classes.
+
+    Its mean over rows counts as much as that of the tokens over tokens (arXiv 1810.04805).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    logprobs_BC = jax.nn.log_softmax(logits_BC.astype(jnp.float32), -1)
+    chosen_BC = jax.nn.one_hot(label_B, logits_BC.shape[-1], dtype=jnp.float32)
+    nats = -(logprobs_BC * chosen_BC).sum()
+    hits = (logprobs_BC.argmax(-1) == label_B).astype(jnp.float32).sum()
+    rows = jnp.float32(len(label_B))
+    total = sums.total + jax.lax.stop_gradient(sums.tokens) / rows * nats
+    return sums._replace(total=total, rows=RowSums(nats, hits, rows))
 
 
 def with_routing(sums: LossSums, out) -> LossSums:

@@ -7,9 +7,9 @@ span and are 0 in part A.
 
 A row has one of three tasks: spans of Poisson lengths, never 0, until `rate` of the tokens is
 covered; whole sentences, of the mask [sMASK], until as much is; the end of the window, of the
-mask [gMASK]. Deviations from GLM's code: the last span is cut so that the share is exact, with its
-fraction drawn; spans, which there are placed document by document, are placed anew until none
-covers a separator; the end of a window may begin in an earlier document than the last.
+mask [gMASK]. Deviations from GLM's code: one span is cut so that the share is exact, with its
+fraction drawn; spans, which there are placed document by document, go elsewhere if they would cover
+a separator; the end of a window may begin in an earlier document than the last.
 """
 
 from collections.abc import Callable

@@ -9,8 +9,6 @@ from gptjax.data.vocabulary import Vocabulary
 from gptjax.errors import BadInput
 from gptjax.objectives.base import Family, Lengths, Row
 
-TRIES = 8
-
 
 def check_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
     """BadInput for a field that is not above `low` and below `high`."""
@@ -49,20 +47,34 @@ def placed_apart(rng: np.random.Generator, sizes: np.ndarray, length: int) -> np
 def placed_in_text(
     rng: np.random.Generator, sizes: np.ndarray, is_special: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [spans] each: starts and sizes of spans that touch neither each other nor special ids.
+    """int64 [spans] each: ascending starts and the sizes of spans that cover no special id.
 
-    They are placed anew up to eight times until they cover no special id (bool [n]), then cut
-    before it. Those for which there is no room apart from the others are left out.
+    In random order, they do not touch each other. Those that cover a special id (bool [n]) where all places are
+    alike go to one of the places that are left, or are left out where there is none.
     """
-    length, apart = len(is_special), np.flatnonzero(is_special)
-    sizes = sizes[np.cumsum(sizes) + np.arange(len(sizes)) <= length]
-    for _ in range(TRIES):
-        starts = placed_apart(rng, sizes, length)
-        following = np.append(apart, length)[np.searchsorted(apart, starts)]
-        if (starts + sizes <= following).all():
-            break
-    sizes = np.minimum(sizes, following - starts)
-    return starts[sizes > 0], sizes[sizes > 0]
+    length = len(is_special)
+    sizes = rng.permutation(sizes[np.cumsum(sizes) + np.arange(len(sizes)) <= length])
+    starts = placed_apart(rng, sizes, length)
+    before = np.concatenate([[0], np.cumsum(is_special)])
+    stays = before[starts + sizes] == before[starts]
+    if stays.all():
+        return starts, sizes
+    closed = is_special.copy()
+    found = []
+
+    def place(start: int, size: int) -> None:
+        found.append((start, size))
+        closed[max(start - 1, 0) : start + size + 1] = True
+
+    for start, size in zip(starts[stays].tolist(), sizes[stays].tolist(), strict=True):
+        place(start, size)
+    for size in sizes[~stays].tolist():
+        before = np.concatenate([[0], np.cumsum(closed)])
+        free = np.flatnonzero(before[size:] == before[:-size])
+        if len(free):
+            place(int(rng.choice(free)), size)
+    ordered = np.array(sorted(found), np.int64).reshape(-1, 2)
+    return ordered[:, 0], ordered[:, 1]
 
 
 def one_for_each(

@@ -5,7 +5,7 @@ covered, give way to one mask each; a span of no length puts a mask in. Before i
 sentences may change places among themselves (all of them in BART's large models).
 
 Deviations from fairseq's code: spans begin at any token, not at words, and touch neither each
-other nor a separator; the last one is cut so that the share is exact, with its fraction drawn; no
+other nor cover a separator; one is cut so that the share is exact, with its fraction drawn; no
 span's mask is replaced by a random token; separators keep their place in the order of sentences,
 which may change documents; where masks would be more than the tokens they stand for, as with
 spans that are short in the mean, the rest of those put in is left out.

@@ -5,12 +5,16 @@ elementwise work are not counted (they are a few percent of the time and none of
 Model FLOPs count the query-key pairs of the attention pattern and three times the forward pass
 for training; executed FLOPs count what the chosen kernel and rematerialisation really multiply.
 The rule of thumb 6 N per token (arXiv 2001.08361) is kept beside it, to be compared.
+
+What passes a model is a row: the tokens that it predicts from, those that an encoder reads before
+a decoder, and the places whose output meets the vocabulary. All of these are counted as they are
+multiplied, those that only fill a row up among them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 from gptjax.ops.patterns import Pattern
 
 
@@ -23,7 +27,8 @@ class Parameters:
     attention: int
     mlp: int
     norms: int
-    head: int  # 0 when tied
+    head: int  # 0 when tied; an encoder's transform, pooler and classes are part of it
+    cross: int = 0  # a decoder's attention to an encoder, with its norms
     resting: int = 0  # of the mlp group: those of experts that a token does not go to
 
     @property
@@ -33,7 +38,7 @@ class Parameters:
     @property
     def non_embedding(self) -> int:
         """Without token table, position table and head: Kaplan's N (arXiv 2001.08361)."""
-        return self.attention + self.mlp + self.norms
+        return self.attention + self.mlp + self.norms + self.cross
 
     @property
     def active(self) -> int:
@@ -45,22 +50,44 @@ class Parameters:
         return {name: getattr(self, name) for name in names}
 
 
-def expert_layers(c: DecoderConfig) -> int:
+def expert_layers(c: TransformerConfig) -> int:
     """How many layers have experts."""
     return sum(c.layer_kind(i).experts for i in range(c.num_layers))
 
 
-def count_parameters(c: DecoderConfig) -> Parameters:
-    """Every parameter of the decoder, by group."""
-    D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
-    rows = (H + G) * c.qk_size + G * K
-    attention = D * rows + H * K * D
-    attention += c.attention_biases * rows + c.output_biases * D
-    positions = sum(c.position_axes) * D
+def count_parameters(c: TransformerConfig) -> Parameters:
+    """Every parameter of the model, by group."""
+    E = c.embedding_size
+    embedding = c.vocab_size * E + (2 * E * c.d_model if c.embedding.size else 0)
+    head = (0 if c.tied_embeddings else c.outputs * E) + c.embedding.head_bias * c.outputs
+    stacks = [_stack(c)] if c.kind != "encoder_decoder" else [_stack(c.encoder), _stack(c.decoder)]
+    groups = {name: sum(one[name] for one in stacks) for name in stacks[0]}
+    D, norm = c.d_model, c.d_model * (2 if c.norm_biases else 1)
+    if c.kind == "encoder":
+        head += (c.head == "transform") * (D * D + D + norm) + (c.pooler == "first") * (D * D + D)
+        head += (c.classes + c.token_classes) * (D + 1)
+    elif c.kind == "encoder_decoder":
+        one = c.decoder
+        groups["cross"] = one.num_layers * (_attention(one) + norm)
+    return Parameters(embedding=embedding, head=head, **groups)
+
+
+def _attention(c: TransformerConfig) -> int:
+    """Parameters of the products of an attention layer."""
+    rows = (c.num_heads + c.kv_heads) * c.qk_size + c.kv_heads * c.head_size
+    products = c.d_model * (rows + c.num_heads * c.head_size)
+    return products + c.attention_biases * rows + c.output_biases * c.d_model
+
+
+def _stack(c: TransformerConfig) -> dict[str, int]:
+    """Those of a stack of layers and of what stands below it, but the table of tokens."""
+    D, H, F, N = c.d_model, c.num_heads, c.ff_size, c.num_layers
+    attention = _attention(c)
+    positions = sum(c.position_axes) * D + c.embedding.types * D
     if c.positions == "relative":
         attention += (D + 2) * H * c.qk_size
     elif c.positions == "relative_bias":
-        positions = c.attention.buckets * H
+        positions += c.attention.buckets * H
     if c.attention.top_query != "none":
         positions += c.context_length * D
     mlp = (3 if c.gated else 2) * D * F
@@ -69,42 +96,90 @@ def count_parameters(c: DecoderConfig) -> Parameters:
     count, routed = c.experts.count, expert_layers(c)
     norm = D * (2 if c.norm_biases else 1)
     norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post") + c.embedding.norm
-    E = c.embedding_size
-    return Parameters(
-        embedding=c.vocab_size * E + (2 * E * D if c.embedding.size else 0),
-        positions=positions,
-        attention=N * attention,
-        mlp=(N - routed) * mlp + routed * count * (mlp + D),
-        norms=norms * norm,
-        head=(0 if c.tied_embeddings else c.outputs * E) + c.embedding.head_bias * c.outputs,
-        resting=routed * (count - c.experts.top_k) * mlp,
-    )
+    return {
+        "positions": positions,
+        "attention": N * attention,
+        "mlp": (N - routed) * mlp + routed * count * (mlp + D),
+        "norms": norms * norm,
+        "resting": routed * (count - c.experts.top_k) * mlp,
+    }
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs per token at one sequence length: forward by part, and of training."""
+    """FLOPs of a token, or of whatever else they were counted for: forward by part, and training.
+
+    Of an encoder-decoder the first three are the decoder's.
+    """
 
     projections: float  # queries, keys, values, output
     attention: float  # scores and weighted values, over the pairs that the pattern visits
     mlp: float  # of experts those that a token goes to, and the router
     head: float  # and the maps between the token vectors' width and the model's
+    cross: float = 0.0  # a decoder's attention to an encoder
+    encoder: float = 0.0  # the whole stack of an encoder before a decoder
 
     @property
     def forward(self) -> float:
-        return self.projections + self.attention + self.mlp + self.head
+        return sum(getattr(self, name) for name in self.__dataclass_fields__)
 
     @property
     def training(self) -> float:
         """Forward once and backward twice (a product has two operands to differentiate)."""
         return 3 * self.forward
 
+    def __truediv__(self, count: float) -> "Flops":
+        """FLOPs of one of so many."""
+        parts = {name: getattr(self, name) / count for name in self.__dataclass_fields__}
+        return Flops(**parts)
 
-def count_flops(c: DecoderConfig, length: int, pairs: float | None = None) -> Flops:
-    """FLOPs per token of sequences of `length`; `pairs` defaults to those the pattern visits."""
+
+def count_flops(c: TransformerConfig, length: int, pairs: float | None = None) -> Flops:
+    """FLOPs per token of rows of `length`; `pairs` defaults to those the pattern visits."""
+    return row_flops(c, length, length, pairs=pairs) / length
+
+
+def row_flops(
+    c: TransformerConfig,
+    tokens: int,
+    predicted: int,
+    source: int = 0,
+    ahead: float = 0.0,
+    pairs: float | None = None,
+) -> Flops:
+    """FLOPs of a row: of `tokens`, before which an encoder read `source`.
+
+    predicted: places whose output meets the vocabulary; ahead: pairs of a query and a later key
+    that a prefix adds to those of the pattern; pairs: in place of those of the pattern.
+    """
+    E, D, P = c.embedding_size, c.d_model, predicted
+    head = 2 * P * E * c.outputs
+    if c.embedding.size:
+        head += 2 * D * E * (tokens + source + P)
+    if c.kind == "encoder":
+        head += 2 * D * (P * D * (c.head == "transform") + D * (c.pooler == "first"))
+        head += 2 * D * (c.classes + tokens * c.token_classes)
+    if c.kind != "encoder_decoder":
+        return Flops(*_stack_flops(c, tokens, ahead, pairs), head)
+    side = c.decoder
+    H, G, K = side.num_heads, side.kv_heads, side.head_size
+    cross = tokens * D * H * (side.qk_size + K) + source * D * G * (side.qk_size + K)
+    cross += tokens * source * H * (side.qk_size + K)
+    return Flops(
+        *_stack_flops(side, tokens, ahead, pairs),
+        head,
+        2 * side.num_layers * cross,
+        sum(_stack_flops(c.encoder, source)),
+    )
+
+
+def _stack_flops(
+    c: TransformerConfig, tokens: int, ahead: float = 0.0, pairs: float | None = None
+) -> tuple[float, float, float]:
+    """Those of projections, attention and feed-forward layers of a row."""
     D, H, G, K, F, N = c.d_model, c.num_heads, c.kv_heads, c.head_size, c.ff_size, c.num_layers
     if pairs is None:
-        pairs = c.attention_pairs(length)
+        pairs = c.attention_pairs(tokens) + ahead
     projections, scores = D * (H + G) * (c.qk_size + K), c.qk_size + K
     if c.positions == "relative":
         # Not the keys of the distances: all sequences of a batch share them.
@@ -112,17 +187,11 @@ def count_flops(c: DecoderConfig, length: int, pairs: float | None = None) -> Fl
         scores += c.qk_size  # queries times those keys
     mlp, routed = (3 if c.gated else 2) * D * F, expert_layers(c)
     through = (N - routed) * mlp + routed * (c.experts.top_k * mlp + D * c.experts.count)
-    E = c.embedding_size
-    return Flops(
-        projections=2 * N * projections,
-        attention=2 * N * H * scores * pairs / length,
-        mlp=2 * through,
-        head=2 * E * c.outputs + (4 * D * E if c.embedding.size else 0),
-    )
+    return 2 * N * projections * tokens, 2 * N * H * scores * pairs, 2 * through * tokens
 
 
 def executed_training_flops(
-    c: DecoderConfig, length: int, choose: Callable[[Pattern], str]
+    c: TransformerConfig, length: int, choose: Callable[[Pattern], str]
 ) -> float:
     """FLOPs per token that a training step multiplies, recomputation counted.
 
@@ -156,7 +225,7 @@ def executed_training_flops(
     return total
 
 
-def _not_recomputed(c: DecoderConfig) -> float:
+def _not_recomputed(c: TransformerConfig) -> float:
     """The products that only make a block's output: no gradient inside the block needs them.
 
     What experts make is needed: the gradient of their weights is its product with the output's.

@@ -141,10 +141,10 @@ def subsample(grid: Grid, count: int, seed: int = 0) -> Grid:
 
 def override(experiment: Experiment, row: Mapping[str, object]) -> Experiment:
     """The experiment with a row's fields replaced; BadInput names a field that does not exist."""
-    known = field_names(Experiment)
+    known = field_names(experiment)
     for name, value in row.items():
         if name not in known or name == "name":
-            raise unknown_field(name)
+            raise unknown_field(name, experiment)
         experiment = _replace(experiment, name.split("."), value)
     return experiment
 

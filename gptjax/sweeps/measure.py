@@ -23,7 +23,7 @@ from gptjax import allocator
 from gptjax.errors import BadInput
 from gptjax.experiment import Experiment
 from gptjax.process import quiet_libraries, use_compilation_cache
-from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.scaling.flops import count_parameters
 from gptjax.sweeps.worker import die_with_parent
 from gptjax.training.workdir import MetricsLog, read_json, write_json
 
@@ -89,8 +89,7 @@ def _steps_alone(experiment: Experiment) -> bool:
 
     from gptjax.plan import CPU_LIMIT
 
-    flops = count_flops(experiment.model, experiment.data.sequence_length).training
-    slow = jax.default_backend() == "cpu" and flops * experiment.tokens_per_step > CPU_LIMIT
+    slow = jax.default_backend() == "cpu" and experiment.step_flops.training > CPU_LIMIT
     wide = math.prod(experiment.mesh.shape(1)) > jax.device_count()
     return slow or wide or count_parameters(experiment.model).total > LARGE
 

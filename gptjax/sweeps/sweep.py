@@ -12,7 +12,7 @@ from typing import Literal
 
 from gptjax.errors import BadInput, check_types
 from gptjax.experiment import MAY_DIFFER, Experiment, flatten
-from gptjax.scaling.flops import count_flops, count_parameters
+from gptjax.scaling.flops import count_parameters
 from gptjax.scaling.planner import IsoFlops
 from gptjax.sweeps.grid import Grid, override
 from gptjax.sweeps.grid import rows as rows_of
@@ -74,8 +74,7 @@ class Point:
     @property
     def flops(self) -> float:
         """Training FLOPs by the ledger."""
-        e = self.experiment
-        return count_flops(e.model, e.data.sequence_length).training * e.tokens
+        return self.experiment.flops
 
     @property
     def parameters(self) -> int:

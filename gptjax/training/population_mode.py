@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.scaling.flops import count_flops
+from gptjax.training.example import example_batch
 from gptjax.training.loop import to_mesh
 from gptjax.training.metrics import short
 from gptjax.training.optimizer import hyper_of, make_optimizer
@@ -59,8 +59,7 @@ def measure_modes(experiment, members: int, mesh, say=print) -> dict[Mode, float
     """Time of a step of all members in each mode worth trying, as a share of the sequential."""
     sequential = Mode("sequential")
     ratios = {sequential: 1.0}
-    flops = count_flops(experiment.model, experiment.data.sequence_length).training
-    if flops * experiment.tokens_per_step > LARGE_ON_CPU and jax.default_backend() == "cpu":
+    if experiment.step_flops.training > LARGE_ON_CPU and jax.default_backend() == "cpu":
         return ratios
     alone = _Stepper(experiment, sequential, mesh)
     alone.warm_up()
@@ -102,7 +101,7 @@ class _Stepper:
         self.state_bytes = mode.width * sum(x.nbytes for x in jax.tree.leaves(state))
         self.mesh, self.hyper = mesh, hyper_of(experiment.optim, experiment.steps)
         with jax.set_mesh(mesh):
-            self.batch = to_mesh(_random_batch(experiment), mesh)
+            self.batch = to_mesh(example_batch(experiment), mesh)
             if mode.kind != "sequential":
                 state = stack([state] * mode.width)
                 stacked = jax.tree.map(lambda x: np.stack([x] * mode.width), self.hyper)
@@ -129,18 +128,6 @@ class _Stepper:
                 before = metrics
             jax.block_until_ready((before, self.state))
         return (time.perf_counter() - begun) / self.steps
-
-
-def _random_batch(experiment) -> dict[str, np.ndarray]:
-    data, rng = experiment.data, np.random.default_rng(0)
-    shape = (data.batch_size, data.sequence_length)
-    draw = lambda: rng.integers(0, experiment.model.vocab_size, shape, dtype=np.int32)
-    batch = {"tokens": draw(), "targets": draw()}
-    if data.document_attention == "within":
-        batch["segments"] = np.zeros(shape, np.int32)
-    if data.positions == "document":
-        batch["positions"] = np.zeros(shape, np.int32)
-    return batch
 
 
 def free_memory(mesh) -> float:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.models.decoder import Decoder
+from gptjax.models.build import model_of
 from gptjax.ops.shards import explicit_mesh, reshard, spec_of
 from gptjax.parallel import DEFAULT_RULES
 from gptjax.training.config import program_config
@@ -34,11 +34,11 @@ class StepMetrics(NamedTuple):
 
 def loss_sums(model, objective, params, batch, dropout_key=None):
     """The objective's sums on one batch, for a model's config and its parameters."""
-    decoder = Decoder(model)
+    module = model_of(model)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
 
     def apply(tokens_BT, **inputs):
-        return decoder.apply({"params": params}, tokens_BT, rngs=rngs, **inputs)
+        return module.apply({"params": params}, tokens_BT, rngs=rngs, **inputs)
 
     return objective.sums(apply, batch)
 

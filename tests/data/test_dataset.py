@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gptjax.data import DataConfig, prepare
-from gptjax.data.loader import WindowReader
+from gptjax.data.loader import RowReader, plain_rows
 from gptjax.data.splits import split_documents
 from gptjax.errors import BadInput
 
@@ -48,7 +48,7 @@ def test_an_epoch_predicts_every_token_once(base):
     dataset = prepare(replace(base, batch_size=1, epochs=1))
     ids = np.asarray(dataset._ids["train"], np.int32)
     batches = list(dataset.train_iterator())
-    assert len(batches) == (len(ids) - 1) // 31 == dataset.windows
+    assert len(batches) == (len(ids) - 1) // 31 == dataset.windows()
     flat = {}
     for batch in batches:
         np.testing.assert_array_equal(batch["tokens"][0, 1:], batch["targets"][0, :-1])
@@ -75,8 +75,8 @@ def test_resume_is_exact_in_and_across_epochs(base, workers):
     config = replace(base, epochs=3, workers=workers)
     dataset = prepare(config)
     whole = list(dataset.train_iterator())
-    assert len(whole) == 3 * dataset.windows // 6
-    for done in (0, 2, dataset.windows // 6, dataset.windows // 6 + 1, len(whole)):
+    assert len(whole) == 3 * dataset.windows() // 6
+    for done in (0, 2, dataset.windows() // 6, dataset.windows() // 6 + 1, len(whole)):
         iterator = dataset.train_iterator()
         take(iterator, done)
         state = json.loads(json.dumps(iterator.get_state()))
@@ -140,8 +140,9 @@ def test_too_little_text_for_a_batch_is_refused(base):
 
 def test_segments_and_positions_by_hand():
     ids = np.array([9, 1, 2, 9, 3, 4, 5, 9, 9, 6, 7, 8, 1], np.uint16)
-    reader = WindowReader(ids, 6, separator=9, rows=slice(0, 2), segments=True, positions=True)
-    batch = reader([0, 1])
+    both = {"segments": True, "positions": True}
+    reader = RowReader(ids, plain_rows(6), separator=9, part=slice(0, 2), seed=0, **both)
+    batch = reader([(0, 0), (1, 1)])
     expected = {
         "tokens": [[9, 1, 2, 9, 3, 4], [5, 9, 9, 6, 7, 8]],
         "targets": [[1, 2, 9, 3, 4, 5], [9, 9, 6, 7, 8, 1]],

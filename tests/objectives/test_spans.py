@@ -10,6 +10,7 @@ from gptjax.objectives.corruption import (
     most,
     parts_of,
     placed_apart,
+    placed_in_text,
     ranges,
     segmentation,
 )
@@ -92,6 +93,22 @@ def test_spans_are_placed_apart_and_alike():
     assert found.tolist() == [[0, 3], [0, 4], [0, 5], [1, 4], [1, 5], [2, 5]]
     assert within(counts.max() / runs, 1 / 6, (5 / 36 / runs) ** 0.5)
     assert ranges(np.array([3, 9]), np.array([2, 3])).tolist() == [3, 4, 9, 10, 11]
+
+
+def test_spans_leave_special_ids_out():
+    is_special = np.zeros(30, bool)
+    is_special[[0, 9, 10, 21]] = True
+    sizes, found = np.array([4, 1, 3, 2]), np.zeros(30)
+    for seed in range(300):
+        starts, placed = placed_in_text(np.random.default_rng(seed), sizes, is_special)
+        assert sorted(placed) == [1, 2, 3, 4]
+        assert (starts[1:] > (starts + placed)[:-1]).all()
+        places = ranges(starts, placed)
+        assert not is_special[places].any()
+        found[places] += 1
+    assert found[~is_special].min() > 40  # 115 in the mean
+    starts, placed = placed_in_text(np.random.default_rng(0), sizes, np.arange(30) % 3 == 0)
+    assert sorted(placed) == [1, 2] and starts.dtype == np.int64
 
 
 def test_most():
