@@ -49,8 +49,9 @@ def placed_in_text(
 ) -> tuple[np.ndarray, np.ndarray]:
     """int64 [spans] each: ascending starts and the sizes of spans that cover no special id.
 
-    In random order, they do not touch each other. Those that cover a special id (bool [n]) where all places are
-    alike go to one of the places that are left, or are left out where there is none.
+    They stand in random order and do not touch each other. Those that cover a special id (bool [n])
+    where all places are alike go to one of the places that are left, the longest first, or are left
+    out where there is none.
     """
     length = len(is_special)
     sizes = rng.permutation(sizes[np.cumsum(sizes) + np.arange(len(sizes)) <= length])
@@ -68,7 +69,7 @@ def placed_in_text(
 
     for start, size in zip(starts[stays].tolist(), sizes[stays].tolist(), strict=True):
         place(start, size)
-    for size in sizes[~stays].tolist():
+    for size in sorted(sizes[~stays].tolist(), reverse=True):
         before = np.concatenate([[0], np.cumsum(closed)])
         free = np.flatnonzero(before[size:] == before[:-size])
         if len(free):

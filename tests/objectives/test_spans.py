@@ -98,17 +98,17 @@ def test_spans_are_placed_apart_and_alike():
 def test_spans_leave_special_ids_out():
     is_special = np.zeros(30, bool)
     is_special[[0, 9, 10, 21]] = True
-    sizes, found = np.array([4, 1, 3, 2]), np.zeros(30)
+    sizes, found = np.array([3, 1, 2, 2]), np.zeros(30)
     for seed in range(300):
         starts, placed = placed_in_text(np.random.default_rng(seed), sizes, is_special)
-        assert sorted(placed) == [1, 2, 3, 4]
+        assert sorted(placed) == [1, 2, 2, 3]
         assert (starts[1:] > (starts + placed)[:-1]).all()
         places = ranges(starts, placed)
         assert not is_special[places].any()
         found[places] += 1
-    assert found[~is_special].min() > 40  # 115 in the mean
+    assert found[~is_special].min() > 40  # 92 in the mean
     starts, placed = placed_in_text(np.random.default_rng(0), sizes, np.arange(30) % 3 == 0)
-    assert sorted(placed) == [1, 2] and starts.dtype == np.int64
+    assert sorted(placed) == [1, 2, 2] and starts.dtype == np.int64
 
 
 def test_most():
