@@ -10,6 +10,7 @@ from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
 from gptjax.process import quiet_libraries
 
 ALWAYS = (
+    "kind",
     "vocab_size",
     "context_length",
     "num_layers",
@@ -63,7 +64,7 @@ def _export(given) -> int:
     family = export(
         config, params, given.out, tokenizer=tokenizer, family=given.family, dtype=given.dtype
     )
-    print(f"{given.out}: {family.architecture} in {given.dtype}")
+    print(f"{given.out}: {family.written(config)['architectures'][0]} in {given.dtype}")
     return EXIT_DONE
 
 
@@ -73,12 +74,11 @@ def _show(source: str) -> int:
     from gptjax.interop.fields import function_of, setting
     from gptjax.interop.loading import checked, open_checkpoint, read_words
     from gptjax.interop.stores import reading
-    from gptjax.models.config import DecoderConfig
 
     found = open_checkpoint(source)
     leaves = checked(found, found.config)
-    plain = DecoderConfig()
     store, config = found.store, found.config
+    plain = type(config)()
     names = {piece.name for leaf in leaves.values() for piece in leaf.pieces}
     count = sum(math.prod(leaf.shape) for leaf in leaves.values())
     dtypes = ", ".join(sorted({store.dtype(name) for name in names}))
@@ -90,6 +90,8 @@ def _show(source: str) -> int:
     except BadInput as error:
         print(f"tokenizer: not read: {error}")
     sizes = {"num_kv_heads": config.kv_heads, "d_ff": config.ff_size}
+    if config.kind == "encoder_decoder":
+        sizes["decoder_layers"] = config.decoder.num_layers
     for name in function_of(config):
         value = sizes.get(name, setting(config, name))
         if name in ALWAYS or value != setting(plain, name):

@@ -22,7 +22,7 @@ from gptjax.interop.families import FAMILIES
 from gptjax.interop.family import Family
 from gptjax.interop.fields import Fields, function_of, setting, unlike
 from gptjax.interop.layouts import Leaf, Piece
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 from gptjax.training.workdir import storage_failure
 
 BIASES = ("biases", "embedding.head_bias")  # fields of what may be written as zeros
@@ -31,7 +31,7 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def export(
-    config: DecoderConfig,
+    config: TransformerConfig,
     params: Any,
     out: str | Path,
     *,
@@ -47,18 +47,22 @@ def export(
     out = check_out(out, dtype)
     chosen = choose(config, family)
     leaves = chosen.leaves(_with_biases(chosen, config))
+    ids = _special(config, tokenizer)
+    tree = chosen.written(config) | ids
+    _check_ids(chosen, config, tree)
+    if chosen.kind == "encoder" and tree["architectures"][0].endswith("Model"):
+        leaves = chosen.alone(leaves)
     partial = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
         partial.chmod(0o755)
         _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
-        ids = _special(config, tokenizer)
-        tree = {"architectures": [chosen.architecture], "model_type": chosen.name}
-        tree |= {"pad_token_id": None} | chosen.write(config) | ids
         tree |= {"dtype": dtype, "torch_dtype": dtype}  # now, and in releases before 4.56
         _write_json(partial / "config.json", tree)
-        _write_json(partial / "generation_config.json", ids)
+        if chosen.kind != "encoder":
+            start = {k: v for k, v in tree.items() if k == "decoder_start_token_id"}
+            _write_json(partial / "generation_config.json", ids | start)
         if tokenizer is not None:
             export_tokenizer(tokenizer, partial)
         os.rename(partial, out)
@@ -90,13 +94,14 @@ def check_out(out: str | Path, dtype: str) -> Path:
     return out
 
 
-def choose(config: DecoderConfig, name: str = "") -> Family:
+def choose(config: TransformerConfig, name: str = "") -> Family:
     """The first family that computes the same, or the one named; BadInput with the fields."""
     if name and name not in FAMILIES:
         raise BadInput(
             f"family is {name!r}{did_you_mean(name, FAMILIES)} (known: {', '.join(FAMILIES)})"
         )
-    tried = {f.name: _misses(f, config) for f in FAMILIES.values() if not name or f.name == name}
+    fit = [f for f in FAMILIES.values() if (f.name == name if name else f.kind == config.kind)]
+    tried = {f.name: _misses(f, config) for f in fit}
     for found, misses in tried.items():
         if not misses:
             return FAMILIES[found]
@@ -122,23 +127,42 @@ def choose(config: DecoderConfig, name: str = "") -> Family:
     )
 
 
-def _said(config: DecoderConfig, fields: list[str]) -> str:
+def _said(config: TransformerConfig, fields: list[str]) -> str:
     return "; ".join(f"model.{field} = {setting(config, field)!r}" for field in fields[:6])
 
 
-def _misses(family: Family, config: DecoderConfig) -> list[str]:
+def _misses(family: Family, config: TransformerConfig) -> list[str]:
     """The fields of a model that the family would lose."""
+    if family.kind != config.kind:
+        return ["kind"]
     try:
         return unlike(config, _as_read(family, config))
     except BadInput:  # it cannot even be said, as no experts in Mixtral
         return list(function_of(config))
 
 
-def _as_read(family: Family, config: DecoderConfig) -> DecoderConfig:
-    return family.read(Fields(family.write(config), family.name))
+def _check_ids(family: Family, config: TransformerConfig, tree: dict) -> None:
+    """BadInput for ids of a tokenizer that make another model, as those of padding in RoBERTa."""
+    back = _as_read(family, config)
+    for name in unlike(back, _as_read(family, config, tree)):
+        pad, wanted = tree["pad_token_id"], family.written(config)["pad_token_id"]
+        raise BadInput(
+            f"{family.name} derives model.{name} from the id of the padding: the tokenizer's is "
+            f"{pad}, and the model's is {wanted}"
+        )
 
 
-def _with_biases(family: Family, config: DecoderConfig) -> DecoderConfig:
+def _as_read(
+    family: Family, config: TransformerConfig, tree: dict | None = None
+) -> TransformerConfig:
+    fields = Fields(tree or family.written(config), family.name)
+    if family.told:
+        pieces = (piece for leaf in family.leaves(config).values() for piece in leaf.pieces)
+        fields.told = family.tell({p.name: p.shape for p in pieces}, lambda one, other: False)
+    return family.read(fields)
+
+
+def _with_biases(family: Family, config: TransformerConfig) -> TransformerConfig:
     """The model with all biases that the family has besides its own."""
     back = _as_read(family, config)
     found, wanted = function_of(back)["biases"], function_of(config)["biases"]
@@ -148,7 +172,7 @@ def _with_biases(family: Family, config: DecoderConfig) -> DecoderConfig:
     return dataclasses.replace(config, biases=biases or config.biases, embedding=embedding)
 
 
-def _special(config: DecoderConfig, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+def _special(config: TransformerConfig, tokenizer: Tokenizer | None) -> dict[str, int | None]:
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
         ids = dict.fromkeys(ids, tokenizer.separator_id)

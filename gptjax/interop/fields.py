@@ -1,9 +1,10 @@
 """The fields of a config.json, and what a model computes, compared field by field."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from gptjax.errors import BadInput, nearest
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 
 MISSING = object()
 ACTIVATIONS = {
@@ -25,10 +26,13 @@ THEIR_GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 
 
 class Fields:
-    """A config.json, read field by field: BadInput names the field and what it may be."""
+    """A config.json, read field by field: BadInput names the field and what it may be.
 
-    def __init__(self, tree: dict, source: str):
-        self.tree, self.source = tree, source
+    told: what the tensors beside it tell, as a family's `told` has it.
+    """
+
+    def __init__(self, tree: dict, source: str, told: Mapping[str, Any] | None = None):
+        self.tree, self.source, self.told = tree, source, told or {}
 
     def has(self, name: str) -> bool:
         return self.tree.get(name) is not None
@@ -120,22 +124,23 @@ class Fields:
         return base, share
 
 
-def rope(config: DecoderConfig, **more: Any) -> dict:
+def rope(config: TransformerConfig, **more: Any) -> dict:
     """The fields of rotary positions, as transformers spells them now and as it did before."""
     base = config.rotary.base
     inner = {"rope_type": "default", "rope_theta": base, **more}
     return {"rope_theta": base, "rope_parameters": inner, **more}
 
 
-def function_of(config: DecoderConfig) -> dict[str, Any]:
+def function_of(config: TransformerConfig) -> dict[str, Any]:
     """What decides the logits, by the name of the field; other fields are of training or speed.
 
     Two configs with equal values have parameters of equal shapes and compute the same.
     """
     c, rotary = config, config.positions == "rotary"
     e, a, x = c.embedding, c.attention, c.experts
-    patterns = [str(pattern) for pattern in a.patterns]
+    both = c.kind == "encoder_decoder"
     every = {
+        "kind": c.kind,
         "vocab_size": c.vocab_size,
         "context_length": c.context_length,
         "num_layers": c.num_layers,
@@ -143,7 +148,7 @@ def function_of(config: DecoderConfig) -> dict[str, Any]:
         "num_heads": c.num_heads,
         "num_kv_heads": c.kv_heads,
         "d_ff": c.ff_size,
-        "attention.pattern": [patterns[i % len(patterns)] for i in range(c.num_layers)],
+        "attention.pattern": _patterns(c.decoder if both else c),
         "attention.head_dim": c.head_size,
         "attention.qk_dim": c.qk_size,
         "attention.scale": c.score_scale,
@@ -166,17 +171,31 @@ def function_of(config: DecoderConfig) -> dict[str, Any]:
         "embedding.outputs": c.outputs,
         "embedding.position_offset": e.position_offset,
         "embedding.position_shape": e.position_shape,
+        "embedding.types": e.types,
+        "embedding.tasks": e.tasks,
         "tied_embeddings": c.tied_embeddings,
         "parametrization": c.width_ratio,
     }
     if x.count:
         every |= {f"experts.{n}": getattr(x, n) for n in ("top_k", "every", "capacity", "weights")}
     if c.positions == "relative_bias":
-        every |= {f"attention.{n}": getattr(a, n) for n in ("buckets", "max_distance")}
+        names = ("buckets", "max_distance", "bias_tables")
+        every |= {f"attention.{n}": getattr(a, n) for n in names}
+    if both:
+        every["decoder_layers"] = c.decoder.num_layers
+        every["encoder_pattern"] = _patterns(c.encoder)
+    elif c.kind == "encoder":
+        every |= {n: getattr(c, n) for n in ("head", "pooler", "classes", "token_classes")}
     return every
 
 
-def setting(config: DecoderConfig, name: str) -> Any:
+def _patterns(config: TransformerConfig) -> list[str]:
+    """The attention pattern of every layer."""
+    shown = [str(pattern) for pattern in config.attention.patterns]
+    return [shown[i % len(shown)] for i in range(config.num_layers)]
+
+
+def setting(config: TransformerConfig, name: str) -> Any:
     """The value of a dotted field of a model's config."""
     value: Any = config
     for part in name.split("."):
@@ -184,7 +203,7 @@ def setting(config: DecoderConfig, name: str) -> Any:
     return value
 
 
-def unlike(one: DecoderConfig, other: DecoderConfig) -> list[str]:
+def unlike(one: TransformerConfig, other: TransformerConfig) -> list[str]:
     """Names of the fields in which what the two compute differs."""
     left, right = function_of(one), function_of(other)
     return [name for name in {**left, **right} if left.get(name) != right.get(name)]

@@ -3,10 +3,10 @@
 A layout names the axes of the other tensor from the outermost: `(H K) D` is a matrix whose rows
 are the components of all heads, `D (c H K)` one whose columns are queries, keys and values one
 after the other (c: which of them). The letters are those of the arrays of a model: V ids, S
-positions, D and E widths, H heads, G key/value heads, K components of a head, F columns of a
-feed-forward layer, X experts; `1` is an axis of size one. `K~` says that rotary positions turn
-neighbours (arXiv 2104.09864) where the models here turn halves: components are then in another
-order.
+positions, R rows of another table, D, E and W widths, C classes, H heads, G key/value heads, K
+components of a head, F columns of a feed-forward layer, X experts; `1` is an axis of size one.
+`K~` says that rotary positions turn neighbours (arXiv 2104.09864) where the models here turn
+halves: components are then in another order.
 """
 
 import functools
@@ -42,6 +42,17 @@ OURS = {
     "distance": "D H K",
     "content_bias": "H K",
     "place_bias": "H K",
+    "distance_scores": "R H",
+    "types": "R D",
+    "tasks": "R D",
+    "transform": "D W",
+    "transform_bias": "W",
+    "pooler": "D W",
+    "pooler_bias": "W",
+    "classes": "D C",
+    "classes_bias": "C",
+    "token_classes": "D C",
+    "token_classes_bias": "C",
     "mlp/up": "D F",
     "mlp/gate": "D F",
     "mlp/down": "F D",

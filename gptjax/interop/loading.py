@@ -35,7 +35,7 @@ from gptjax.interop.stores import (
     refused_pickle,
 )
 from gptjax.interop.tensorbundle import open_tensorflow
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 from gptjax.parallel import DEFAULT_RULES, MeshConfig, Rules, make_mesh
 from gptjax.training.state import param_specs
 
@@ -53,11 +53,11 @@ TOKENIZERS = (RECORD, *VOCABULARIES, WORDS, *PIECES)
 class Pretrained:
     """Parameters of a checkpoint on a mesh.
 
-    They are for `Decoder(config).apply({"params": params}, tokens_BT)` under `jax.set_mesh`.
-    `tokenizer` is None where the checkpoint brings none.
+    They are for `model_of(config).apply({"params": params}, tokens_BT)` under `jax.set_mesh`
+    (`models.build`). `tokenizer` is None where the checkpoint brings none.
     """
 
-    config: DecoderConfig
+    config: TransformerConfig
     params: Any
     tokenizer: Tokenizer | None
     source: str
@@ -72,7 +72,7 @@ class Checkpoint:
     kind: str
     family: Family
     store: Store
-    config: DecoderConfig
+    config: TransformerConfig
 
 
 def load(
@@ -81,7 +81,7 @@ def load(
     dtype: str = "float32",
     mesh=None,
     rules: Rules = DEFAULT_RULES,
-    config: DecoderConfig | None = None,
+    config: TransformerConfig | None = None,
     tokenizer: bool = True,
 ) -> Pretrained:
     """The model in a checkpoint of others: `hf:`, `gguf:`, `meta:` or `tf:` and its path.
@@ -116,7 +116,7 @@ def load(
     return Pretrained(wanted, params, words, source)
 
 
-def read_config(source: str) -> DecoderConfig:
+def read_config(source: str) -> TransformerConfig:
     """The model of a checkpoint, without its parameters; BadInput as of `load`."""
     return open_checkpoint(source).config
 
@@ -149,6 +149,7 @@ def _opened(source: str, kind: str, path: Path) -> Checkpoint:
         fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
         family = _named(fields)
         store = open_safetensors(path, str(path))
+    fields.told = family.tell(store.shapes, lambda one, other: _alike(store, one, other, rows=64))
     config = family.read(fields)
     try:
         config.validate()
@@ -157,7 +158,7 @@ def _opened(source: str, kind: str, path: Path) -> Checkpoint:
     return Checkpoint(source, path, kind, family, store, config)
 
 
-def checked(found: Checkpoint, config: DecoderConfig) -> dict[str, Leaf]:
+def checked(found: Checkpoint, config: TransformerConfig) -> dict[str, Leaf]:
     """What every parameter is made of, after all tensors were found to be as they should."""
     found.family.check_depth(found.store, config)
     leaves = found.family.adjusted(found.family.leaves(config), found.store)
@@ -168,26 +169,32 @@ def checked(found: Checkpoint, config: DecoderConfig) -> dict[str, Leaf]:
 def check_alias(found: Checkpoint, leaves: dict[str, Leaf]) -> None:
     """BadInput for a tied matrix that stands in the file twice, with other numbers.
 
-    A few rows at a time are read of both; transformers would untie such a model.
+    Transformers would untie such a model.
     """
-    store, alias = found.store, found.family.alias
-    if not found.config.tied_embeddings or alias not in store.shapes:
-        return
-    name = leaves["embedding"].pieces[0].name
-    shape, step, same = store.shapes[name], 4096, store.shapes[alias] == store.shapes[name]
-    if store.kind(alias) is not None:
-        raise BadInput(f"{store.source}: the tensor {alias!r} is of type {store.kind(alias)}")
-    for low in range(0, shape[0], step):
-        span = ((low, min(low + step, shape[0])), *((0, size) for size in shape[1:]))
-        same = same and np.array_equal(
-            *(store.read(tensor, span).astype(np.float32) for tensor in (name, alias)),
-            equal_nan=True,
-        )
-        if not same:
-            raise BadInput(
-                f"{store.source}: the tensor {alias!r} differs from {name!r}, and "
-                "tie_word_embeddings is true; set it to false to read both"
-            )
+    store = found.store
+    for alias, name in found.family.again(leaves, found.config):
+        if alias not in store.shapes or alias == name:
+            continue
+        if store.kind(alias) is not None:
+            raise BadInput(f"{store.source}: the tensor {alias!r} is of type {store.kind(alias)}")
+        if not _alike(store, alias, name):
+            hint = "and is to be the same"
+            if alias.removeprefix(found.family.body) == found.family.alias:
+                hint = "and tie_word_embeddings is true; set it to false to read both"
+            raise BadInput(f"{store.source}: the tensor {alias!r} differs from {name!r}, {hint}")
+
+
+def _alike(store: Store, one: str, other: str, rows: int = 0) -> bool:
+    """Whether two tensors hold the same numbers, in their first rows or in all."""
+    shape, step = store.shapes[one], 4096
+    if not shape or shape != store.shapes[other]:
+        return False
+    for low in range(0, min(rows or shape[0], shape[0]), step):
+        span = ((low, min(low + (rows or step), shape[0])), *((0, size) for size in shape[1:]))
+        read = (store.read(name, span).astype(np.float32) for name in (one, other))
+        if not np.array_equal(*read, equal_nan=True):
+            return False
+    return True
 
 
 def read_words(found: Checkpoint) -> Tokenizer | None:
@@ -239,20 +246,22 @@ def _named(fields: Fields) -> Family:
     return FAMILIES[name]
 
 
-def _agreed(found: Checkpoint, config: DecoderConfig) -> DecoderConfig:
+def _agreed(found: Checkpoint, config: TransformerConfig) -> TransformerConfig:
     names = unlike(config, found.config)
     if names:
         raise BadInput(differing(names, config, found.config, found.source))
     return config
 
 
-def differing(names: list[str], config: DecoderConfig, other: DecoderConfig, source: str) -> str:
+def differing(
+    names: list[str], config: TransformerConfig, other: TransformerConfig, source: str
+) -> str:
     """The fields in which a model is not the checkpoint's, in a line."""
     said = "; ".join(
         f"model.{name} = {setting(config, name)!r}, there {setting(other, name)!r}"
-        for name in names[:6]
+        for name in (names[:6] if config.kind == other.kind else ["kind"])
     )
-    more = f"; and {len(names) - 6} more" * (len(names) > 6)
+    more = f"; and {len(names) - 6} more" * (len(names) > 6 and config.kind == other.kind)
     return f"the model is not that of {source}: {said}{more}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from gptjax.errors import BadInput
 from gptjax.interop.fields import unlike
 from gptjax.interop.loading import TOKENIZERS, Checkpoint, checked, differing, open_checkpoint
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 
 # Fields of a model's config that do not say what it computes.
 OF_TRAINING = ("dropout", "init", "layers", "remat", "compute_dtype")
@@ -56,7 +56,7 @@ def starting_from(
     return dataclasses.replace(experiment, model=model, data=data)
 
 
-def with_training(config: DecoderConfig, other: DecoderConfig) -> DecoderConfig:
+def with_training(config: TransformerConfig, other: TransformerConfig) -> TransformerConfig:
     """A model with what another config says of training and of speed."""
     parts = {
         "attention": dataclasses.replace(

@@ -251,6 +251,11 @@ class TransformerConfig:
         self.embedding.validate(
             self.positions, self.vocab_size, self.context_length, self.tied_embeddings
         )
+        if self.embedding.tasks and self.kind != "encoder":
+            raise BadInput(
+                f"model.embedding.tasks = {self.embedding.tasks} is of models that are encoders "
+                "alone; give 0"
+            )
         self._check_patterns()
         if self.zero_head and self.tied_embeddings:
             raise BadInput(

@@ -23,6 +23,9 @@ class AttentionConfig:
     scale: Literal["head_size", "one"] = "head_size"  # of scores: 1 / sqrt(K), or none (GPT-Neo)
     buckets: int = 32  # of relative_bias: distances with a bias of their own, half of them exact
     max_distance: int = 128  # of relative_bias: the last bucket holds this and all beyond
+    # Of relative_bias: one table for all layers of a stack (T5), or one in each (UMT5, arXiv
+    # 2304.09151).
+    bias_tables: Literal["shared", "layer"] = "shared"
     # Of relative positions: sequences are cut into segments of so many positions, and each reads
     # the one before without a gradient (arXiv 1901.02860); 0: whole sequences.
     memory: int = 0
@@ -96,6 +99,7 @@ class EmbeddingConfig:
     outputs: int = 0  # ids that are predicted, the first so many (Image GPT: 512 of 513); 0: all
     position_offset: int = 0  # rows of the position table before that of the first one (OPT: 2)
     types: int = 0  # kinds of tokens that have a vector each (BERT: 2, for the texts of a pair)
+    tasks: int = 0  # of encoders: tasks that have a vector each (ERNIE 2.0, arXiv 1907.12412)
     # Of factorised positions: a learned table for each axis of an array in raster order (32x32x3:
     # rows, columns and channels of an image), added up (arXiv 1904.10509, section 5.3).
     position_shape: str = ""
@@ -112,6 +116,7 @@ class EmbeddingConfig:
             "outputs": "all",
             "position_offset": "none",
             "types": "none",
+            "tasks": "none",
         }.items():
             if getattr(self, name) < 0:
                 raise BadInput(

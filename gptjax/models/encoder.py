@@ -22,19 +22,28 @@ class Encoder(Stack):
 
     @nn.compact
     def __call__(
-        self, tokens_BT, *, positions_BT=None, segments_BT=None, types_BT=None, at_BP=None
+        self,
+        tokens_BT,
+        *,
+        positions_BT=None,
+        segments_BT=None,
+        types_BT=None,
+        tasks_BT=None,
+        at_BP=None,
     ) -> Output:
         """What is said of tokens [B, T]: hidden states, and of rows and tokens their classes.
 
-        `segments_BT` keeps attention within a document; `types_BT` are rows of the table of types,
-        by default the first; `at_BP`: the places whose hidden states are wanted, by default all.
+        `segments_BT` keeps attention within a document; `types_BT` and `tasks_BT` are rows of the
+        tables of types and of tasks, by default the first; `at_BP`: the places whose hidden states
+        are wanted, by default all.
         """
         c = self.config
         T = tokens_BT.shape[1]
         table_VD = self.words()
         x_BTD = self.widened(self.vectors(table_VD, tokens_BT))
         positions = jnp.arange(T) if positions_BT is None else positions_BT
-        more = {"types": (c.embedding.types, types_BT)} if c.embedding.types else {}
+        more = {"types": (c.embedding.types, types_BT), "tasks": (c.embedding.tasks, tasks_BT)}
+        more = {name: given for name, given in more.items() if given[0]}
         x_BTD = self.entered(x_BTD, positions, more)
         inputs = Inputs(positions, segments_BT)
         if c.positions == "relative_bias":

@@ -16,7 +16,13 @@ from gptjax.ops.attention import attention, cross_attention, decode_attention
 from gptjax.ops.linear import project
 from gptjax.ops.norms import layer_norm, rms_norm
 from gptjax.ops.patterns import Pattern
-from gptjax.ops.relative import DistanceKeys, DistanceScores, relative_attention, sinusoids
+from gptjax.ops.relative import (
+    DistanceKeys,
+    DistanceScores,
+    bucket_rows,
+    relative_attention,
+    sinusoids,
+)
 from gptjax.ops.rotary import alibi_slopes, rotary
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
@@ -81,6 +87,21 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
 
 
+def distance_scores(module: nn.Module, pattern: Pattern, count: int, both: bool):
+    """The learned score of every distance in every head, from a table of the module.
+
+    [L, H] for the distances 0..L-1 to earlier keys; for both [2 L - 1, H], of L - 1 down to
+    1 - L. An encoder's table has rows of their own for later keys (arXiv 1910.10683).
+    """
+    c = module.config
+    shape = (c.attention.buckets, c.num_heads)
+    std = 1.0 / math.sqrt(c.d_model) if c.init == "t5" else 0.02
+    table = weight(module, "distance_scores", normal(std), shape, (None, "heads"))
+    rows = bucket_rows(count, shape[0], c.attention.max_distance, both, not pattern.causal)
+    spec = activation_spec((None, "heads"), (len(rows), c.num_heads), module.rules)
+    return table.at[rows].get(out_sharding=spec)
+
+
 class Attention(nn.Module):
     """Multi-head, grouped (arXiv 2305.13245) or multi-query attention with a functional cache."""
 
@@ -139,6 +160,8 @@ class Attention(nn.Module):
     def relative(self, dtype, inputs: Inputs, longest: int, both: bool):
         """What scores get from distances up to the longest, or None; both: also to later keys."""
         c = self.config
+        if c.positions == "relative_bias" and c.attention.bias_tables == "layer":
+            return DistanceScores(distance_scores(self, self.pattern, longest, both))
         if inputs.scores_LH is not None:
             return DistanceScores(inputs.scores_LH if both else inputs.scores_LH[:longest])
         if c.positions != "relative":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gptjax.models.config import LayerKind, TransformerConfig
 from gptjax.models.experts import Routing
-from gptjax.models.layers import Block, Cache, Dropout, Inputs, Norm
+from gptjax.models.layers import Block, Cache, Dropout, Inputs, Norm, distance_scores
 from gptjax.models.parameters import (
     embedding_std,
     head_std,
@@ -25,7 +25,6 @@ from gptjax.models.parameters import (
     zeros,
 )
 from gptjax.ops.linear import PRODUCT, project, unembed
-from gptjax.ops.relative import bucket_rows
 from gptjax.parallel import DEFAULT_RULES, Rules
 from gptjax.parallel.rules import activation_spec
 
@@ -135,19 +134,11 @@ class Stack(nn.Module):
         return x_BTD, cache, routings
 
     def distance_scores(self, count: int, both: bool):
-        """The learned score of every distance in every head, the same in all layers.
-
-        [L, H] for the distances 0..L-1 to earlier keys; for both [2 L - 1, H], of L - 1 down to
-        1 - L. An encoder's table has rows of their own for later keys (arXiv 1910.10683).
-        """
+        """Those of all layers, where they share a table (`layers.distance_scores`), or None."""
         c = self.config
-        shape = (c.attention.buckets, c.num_heads)
-        std = 1.0 / math.sqrt(c.d_model) if c.init == "t5" else 0.02
-        table = weight(self, "distance_scores", normal(std), shape, (None, "heads"))
-        later = not c.attention.patterns[0].causal
-        rows = bucket_rows(count, *shape[:1], c.attention.max_distance, both, later)
-        spec = activation_spec((None, "heads"), (len(rows), c.num_heads), self.rules)
-        return table.at[rows].get(out_sharding=spec)
+        if c.attention.bias_tables == "layer":
+            return None
+        return distance_scores(self, c.attention.patterns[0], count, both)
 
     def position_vectors(self, positions, spec):
         """Learned vectors [B or 1, T, D]: of each position, or the sum of those of its axes."""

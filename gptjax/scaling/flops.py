@@ -83,11 +83,12 @@ def _stack(c: TransformerConfig) -> dict[str, int]:
     """Those of a stack of layers and of what stands below it, but the table of tokens."""
     D, H, F, N = c.d_model, c.num_heads, c.ff_size, c.num_layers
     attention = _attention(c)
-    positions = sum(c.position_axes) * D + c.embedding.types * D
+    positions = sum(c.position_axes) * D + (c.embedding.types + c.embedding.tasks) * D
     if c.positions == "relative":
         attention += (D + 2) * H * c.qk_size
     elif c.positions == "relative_bias":
-        positions += c.attention.buckets * H
+        tables = N if c.attention.bias_tables == "layer" else 1
+        positions += tables * c.attention.buckets * H
     if c.attention.top_query != "none":
         positions += c.context_length * D
     mlp = (3 if c.gated else 2) * D * F

@@ -1,8 +1,9 @@
 """Writes tests/interop/references: what transformers computes with tiny random weights.
 
 python -m tests.interop.make_references, where torch and transformers are installed. Each file
-holds the tensors of a checkpoint, tokens and logits, and the config.json in its metadata. With
-`tensorflow` behind it, where that is installed: the same GPT-2 as TensorFlow writes it.
+holds the tensors of a checkpoint, tokens and logits, and the config.json in its metadata. Names
+behind it make those alone, and `tensorflow`, where that is installed, the same GPT-2 as TensorFlow
+writes it.
 """
 
 import json
@@ -29,7 +30,12 @@ def make(name: str) -> Path:
         with safe_open(Path(folder) / "model.safetensors", "np") as file:
             tensors = {f"weights/{key}": file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     tokens = peers.tokens_of(name)
-    tensors |= {"tokens": tokens, "logits": peers.logits_of(made, tokens)}
+    said = peers.logits_of(made, tokens)
+    if isinstance(tokens, dict):
+        tensors |= {f"inputs/{key}": value for key, value in tokens.items()}
+        tensors |= {f"outputs/{key}": value for key, value in said.items()}
+    else:
+        tensors |= {"tokens": tokens, "logits": said}
     out = REFERENCES / f"{name}.safetensors"
     save_file(tensors, out, metadata={"config": json.dumps(config)})
     out.chmod(0o644)
@@ -77,5 +83,5 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["tensorflow"]:
         print(make_tensorflow())
     else:
-        for peer in peers.PEERS:
+        for peer in sys.argv[1:] or peers.PEERS:
             print(make(peer))

@@ -32,6 +32,38 @@ OPT = NONE | {
     "word_embed_proj_dim": 12,
     "pad_token_id": 1,
 }
+BERT = {
+    "vocab_size": 37,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 13,
+}
+ROBERTA = BERT | {"max_position_embeddings": 15}
+T5 = {
+    "vocab_size": 37,
+    "d_model": 12,
+    "d_kv": 4,
+    "d_ff": 20,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "num_heads": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 6,
+}
+GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+BART = {
+    "vocab_size": 37,
+    "d_model": 12,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 20,
+    "decoder_ffn_dim": 20,
+    "max_position_embeddings": 13,
+}
 PEERS = {
     "gpt1": ("OpenAIGPT", "LMHeadModel", GPT),
     "gpt2": ("GPT2", "LMHeadModel", GPT | NONE),
@@ -104,6 +136,15 @@ PEERS = {
             "pad_token_id": None,
         },
     ),
+    "bert": ("Bert", "ForPreTraining", BERT),
+    "bert_masked": ("Bert", "ForMaskedLM", BERT | {"hidden_act": "relu"}),
+    "bert_rows": ("Bert", "ForSequenceClassification", BERT | {"num_labels": 3}),
+    "bert_tokens": ("Bert", "ForTokenClassification", BERT | {"num_labels": 5}),
+    "bert_body": ("Bert", "Model", BERT),
+    "roberta": ("Roberta", "ForMaskedLM", ROBERTA | {"type_vocab_size": 1}),
+    "roberta_rows": ("Roberta", "ForSequenceClassification", ROBERTA | {"num_labels": 3}),
+    "megatron_bert": ("MegatronBert", "ForMaskedLM", BERT),
+    "ernie": ("Ernie", "ForMaskedLM", BERT | {"use_task_id": True}),
 }
 
 
@@ -130,14 +171,59 @@ def save(made, folder: Path) -> Path:
     return folder
 
 
-def tokens_of(name: str, rows: int = 2, length: int = 11, seed: int = 1) -> np.ndarray:
-    """int32 [rows, length]."""
-    return np.random.default_rng(seed).integers(0, 37, (rows, length)).astype(np.int32)
+ENCODERS = ("Bert", "Roberta", "MegatronBert", "Ernie")
+BOTH = ("T5", "MT5", "UMT5", "Bart")
+PAD = 1  # what RoBERTa counts no position for
 
 
-def logits_of(made, tokens: np.ndarray) -> np.ndarray:
-    """float32 [rows, length, ids]."""
+def tokens_of(name: str, rows: int = 2, length: int = 11, seed: int = 1):
+    """int32 [rows, length]; of encoders and encoder-decoders all inputs, with some padding."""
+    rng = np.random.default_rng(seed)
+    base, _, fields = PEERS[name]
+    if base not in (*ENCODERS, *BOTH):
+        return rng.integers(0, 37, (rows, length)).astype(np.int32)
+    mask = np.ones((rows, length), np.int32)
+    mask[-1, -4:] = 0
+    read = np.where(mask, rng.integers(PAD + 1, 37, (rows, length)), PAD).astype(np.int32)
+    if base in BOTH:
+        tokens = rng.integers(0, 37, (rows, length - 2)).astype(np.int32)
+        return {"source": read, "mask": mask, "tokens": tokens}
+    types = rng.integers(0, fields.get("type_vocab_size", 2), mask.shape)
+    inputs = {"tokens": read, "mask": mask, "types": types.astype(np.int32)}
+    if base == "Ernie":
+        inputs["tasks"] = rng.integers(0, 3, mask.shape).astype(np.int32)
+    return inputs
+
+
+def logits_of(made, tokens):
+    """float32 [rows, length, ids]; of many inputs all that is said, with zeros at the padding."""
     import torch
 
     with torch.no_grad():
-        return made(torch.tensor(tokens.astype(np.int64)))[0].numpy()
+        if not isinstance(tokens, dict):
+            return made(torch.tensor(tokens.astype(np.int64)))[0].numpy()
+        given = {key: torch.tensor(value.astype(np.int64)) for key, value in tokens.items()}
+        if "source" in given:
+            read = {"decoder_input_ids": given["tokens"], "input_ids": given["source"]}
+            out = made(**read, attention_mask=given["mask"])
+            said = {"logits": out.logits, "written": out.encoder_last_hidden_state}
+        else:
+            names = {"tokens": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}
+            names |= {"tasks": "task_type_ids"}
+            out = made(**{names[key]: value for key, value in given.items()}).to_tuple()
+            said = dict(zip(OUTPUTS[type(made).__name__.partition("For")[2]], out, strict=True))
+    mask = tokens["mask"][:, :, None]
+    return {
+        key: value.numpy() * mask if value.shape[1] == mask.shape[1] else value.numpy()
+        for key, value in said.items()
+    }
+
+
+# What a class gives, in order: logits, states, and what is said of rows and of tokens.
+OUTPUTS = {
+    "PreTraining": ("logits", "rows"),
+    "MaskedLM": ("logits",),
+    "SequenceClassification": ("rows",),
+    "TokenClassification": ("classes",),
+    "": ("states", "pooled"),
+}

@@ -1,6 +1,7 @@
 """Against transformers itself, where it is installed: what it loads of ours, gradients, tricks."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from gptjax.interop import export, load
+from gptjax.interop import FAMILIES, export, load
 from gptjax.models.config import AttentionConfig, DecoderConfig
 from gptjax.models.decoder import Decoder
 from gptjax.models.stack import logits
@@ -24,9 +25,10 @@ from tests.interop.conftest import assert_close, computed, random_params
 
 def loaded(folder, name: str = ""):
     """What transformers makes of a folder."""
-    image = name == "imagegpt"
-    auto = transformers.ImageGPTForCausalImageModeling if image else None
-    auto = auto or transformers.AutoModelForCausalLM
+    config = json.loads((folder / "config.json").read_text())
+    auto = transformers.AutoModelForCausalLM
+    if name == "imagegpt" or FAMILIES[config["model_type"]].kind != "decoder":
+        auto = getattr(transformers, config["architectures"][0])
     return auto.from_pretrained(folder, attn_implementation="eager").eval()
 
 
@@ -39,7 +41,9 @@ def test_in_and_out(name, tmp_path):
     wanted = peers.logits_of(theirs, tokens)
     assert_close(computed(found, tokens), wanted)
     export(found.config, found.params, tmp_path / "ours")
-    assert_close(peers.logits_of(loaded(tmp_path / "ours", name), tokens), wanted)
+    again = loaded(tmp_path / "ours", name)
+    assert type(again) is type(theirs)
+    assert_close(peers.logits_of(again, tokens), wanted)
 
 
 SMALL = {"vocab_size": 37, "context_length": 13, "num_layers": 2, "d_model": 12, "num_heads": 3}

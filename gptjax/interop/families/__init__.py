@@ -1,5 +1,6 @@
 """All families by the `model_type` of transformers, and those of other files."""
 
+from gptjax.interop.families.bert import BERT, ERNIE, MEGATRON_BERT, ROBERTA
 from gptjax.interop.families.gpt import GPT1, GPT2, GPT_NEO, GPTJ, IMAGE_GPT, NEOX
 from gptjax.interop.families.llama import COHERE, LLAMA, MISTRAL, MIXTRAL
 from gptjax.interop.families.others import BLOOM, OPT, XLNET
@@ -21,5 +22,9 @@ FAMILIES = {
         IMAGE_GPT,
         GPT1,
         XLNET,
+        BERT,
+        ROBERTA,
+        MEGATRON_BERT,
+        ERNIE,
     )
 }
