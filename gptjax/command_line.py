@@ -177,20 +177,6 @@ def override(
     raise BadInput(one_line(complaint.getvalue()))
 
 
-def with_objective(experiment, kind: str):
-    """The experiment with the objective of that name and its defaults; itself for none or its own.
-
-    Of the loss over the vocabulary the settings stay.
-    """
-    from gptjax.objectives import objective_of
-
-    own = experiment.objective
-    if not kind or objective_of(kind) is type(own):
-        return experiment
-    objective = objective_of(kind)(z_loss=own.z_loss, chunk_tokens=own.chunk_tokens)
-    return dataclasses.replace(experiment, objective=objective)
-
-
 def _check_names(experiment, arguments: tuple[str, ...]) -> None:
     """Refuse the first option that is no field of the experiment, or is given twice."""
     from gptjax.experiment import field_names
@@ -323,7 +309,7 @@ def run_sweep(sweep, command: Command) -> int:
         f"{', '.join(sorted(swept - set(FACTS))) or 'none of them'} point by point: these are not "
         "to be given here."
     )
-    base = with_objective(sweep.base, command.objective)
+    base = sweep.base.with_objective(command.objective)
     base = override(base, command.overrides, command.help, sweep.name, about)
     sweep = sweep.planned(base)
     sweep.validate()
@@ -363,8 +349,7 @@ def run(command: Command) -> int:
     for name in OF_SWEEPS:
         if getattr(command, name.replace("-", "_")):
             raise BadInput(f"--{name} belongs to a sweep, and {found.name} is a single run")
-    found = with_objective(found, command.objective)
-    experiment = override(found, command.overrides, command.help)
+    experiment = override(found.with_objective(command.objective), command.overrides, command.help)
     if command.init_from:
         from gptjax.interop.start import starting_from
         from gptjax.run_folder import begun_in

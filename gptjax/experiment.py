@@ -250,6 +250,17 @@ class Experiment:
             return f"the feed-forward width {model.ff_size} is not divisible by tensor = {tensor}"
         return None
 
+    def with_objective(self, kind: str) -> "Experiment":
+        """The same with the objective of that name and its defaults; itself for "" or its own.
+
+        The settings of the loss over the vocabulary stay.
+        """
+        own = self.objective
+        if not kind or objective_of(kind) is type(own):
+            return self
+        objective = objective_of(kind)(z_loss=own.z_loss, chunk_tokens=own.chunk_tokens)
+        return dataclasses.replace(self, objective=objective)
+
     def to_json(self) -> dict:
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
         for part in KINDS:

@@ -145,7 +145,7 @@ def test_meshes_that_the_model_refuses():
     [
         ({"data": {"sequence_length": 300}}, "300 is longer than model.context_length = 256"),
         ({"optim": {"accumulation": 5}}, "batch_size = 12 is not divisible by optim.accum"),
-        ({"model": {"vocab_size": 256}}, "too small for bytes"),
+        ({"model": {"vocab_size": 256}}, "smaller than the tokenizer's 257"),
         ({"data": {"tokenizer": "bpe", "vocab_size": 500}}, "--model.vocab_size=500"),
         (
             {"model": {"tied_embeddings": False, "embedding": EmbeddingConfig(outputs=10)}},
@@ -179,7 +179,7 @@ def test_field_names():
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
-        ("model", None, "the experiment's model is None, not a DecoderConfig"),
+        ("model", None, "the experiment's model is None, not a TransformerConfig"),
         ("optim", {"lr": 1.0}, "optim is {'lr': 1.0}, not a OptimConfig"),
         ("name", "", "name is ''"),
         ("name", "../up", "name is"),

@@ -86,9 +86,9 @@ def test_damaged_metrics_are_found_first(tmp_path):
     check_folder(tmp_path)
 
 
-def dataset(tokenizer, corpus="c" * 64, windows=10):
+def dataset(tokenizer, corpus="c" * 64):
     manifest = {"tokenizer_sha256": tokenizer.sha256, "corpus_sha256": corpus}
-    return SimpleNamespace(manifest=manifest, windows=windows)
+    return SimpleNamespace(manifest=manifest)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_corpus_and_tokenizer_are_those_of_the_folder(tmp_path):
 def test_epochs_that_do_not_suffice(tiny):
     few = changed(tiny, data={"epochs": 2})
     with pytest.raises(BadInput, match=r"2 over 91 windows feed 22 steps of 8, not 23") as refused:
-        check_epochs(few, dataset(ByteTokenizer(), windows=91))
+        check_epochs(few, 91)
     one_line(refused)
-    check_epochs(few, dataset(ByteTokenizer(), windows=92))
-    check_epochs(tiny, dataset(ByteTokenizer(), windows=1))
+    check_epochs(few, 92)
+    check_epochs(tiny, 1)
 
 
 def test_a_fork_that_would_end_before_its_beginning(tiny, tmp_path):

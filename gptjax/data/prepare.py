@@ -32,6 +32,7 @@ class Dataset:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: dict):
         self.config = config
         self.tokenizer = tokenizer
+        self.folder = folder
         self.manifest = manifest
         self._ids = {name: shards.open_shard(folder, name, manifest) for name in shards.SPLITS}
 

@@ -25,9 +25,19 @@ from gptjax.models.config_parts import (
 from gptjax.ops.patterns import Pattern
 
 Activation = Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "swiglu", "geglu"]
+# learned_blocks: learned positions, and learned ones within a blank (GLM, arXiv 2103.10360);
 # relative: scores of distances (Transformer-XL, arXiv 1901.02860); relative_bias: a learned bias
 # of the distance, the same in all layers (T5, arXiv 1910.10683)
-Positions = Literal["learned", "factorised", "rotary", "alibi", "relative", "relative_bias", "none"]
+Positions = Literal[
+    "learned",
+    "learned_blocks",
+    "factorised",
+    "rotary",
+    "alibi",
+    "relative",
+    "relative_bias",
+    "none",
+]
 
 # Far beyond any model, near enough to answer at once.
 LIMITS = {
@@ -58,7 +68,9 @@ class TransformerConfig:
     rotary: RotaryConfig = field(default_factory=RotaryConfig)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: float = 1e-5
-    block: Literal["pre", "post", "parallel", "parallel_two_norms"] = "pre"
+    # deep: as post, with the stream times sqrt(2 N) before it is added to (GLM-130B, arXiv
+    # 2210.02414, section 2.1)
+    block: Literal["pre", "post", "deep", "parallel", "parallel_two_norms"] = "pre"
     activation: Activation = "gelu_tanh"
     # output: all but of queries, keys and values (GPT-Neo); mlp: there and in norms (GPT-J)
     biases: Literal["all", "output", "mlp", "norm", "none"] = "all"
@@ -92,7 +104,7 @@ class TransformerConfig:
     @property
     def position_axes(self) -> tuple[int, ...]:
         """The rows of every position table."""
-        if self.positions == "learned":
+        if self.positions in ("learned", "learned_blocks"):
             return (self.context_length + self.embedding.position_offset,)
         return self.embedding.axes if self.positions == "factorised" else ()
 

@@ -94,6 +94,8 @@ class EmbeddingConfig:
     size: int = 0  # of token vectors, mapped to d_model and back (OPT-350M: 512); 0: d_model
     norm: bool = False  # a norm above the embedding (BLOOM)
     scale: float = 1.0  # what token vectors are multiplied by (Transformer-XL: sqrt(d_model))
+    # Of the gradient that token vectors get (GLM-130B: 0.1, arXiv 2210.02414, section 2.2).
+    gradient_share: float = 1.0
     logit_scale: float = 1.0  # what logits are multiplied by (PaLM: 1 / sqrt(d_model))
     head_bias: bool = False  # of logits (GPT-J)
     outputs: int = 0  # ids that are predicted, the first so many (Image GPT: 512 of 513); 0: all
@@ -125,6 +127,8 @@ class EmbeddingConfig:
         for name in ("scale", "logit_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadInput(f"model.embedding.{name} is {getattr(self, name)}; give above 0")
+        if not 0 <= self.gradient_share <= 1:
+            raise BadInput(f"model.embedding.gradient_share is {self.gradient_share}; give 0 to 1")
         if self.outputs > vocab_size:
             raise BadInput(
                 f"model.embedding.outputs = {self.outputs} is more than model.vocab_size = "
@@ -135,7 +139,7 @@ class EmbeddingConfig:
                 "model.embedding.outputs is of a head of its own; give "
                 "--model.tied_embeddings=False"
             )
-        if self.position_offset and positions != "learned":
+        if self.position_offset and positions not in ("learned", "learned_blocks"):
             raise BadInput(
                 f"model.embedding.position_offset is of learned positions, and model.positions is "
                 f"{positions!r}"

@@ -28,6 +28,7 @@ class Decoder(Stack):
         segments_BT=None,
         prefix_BT=None,
         types_BT=None,
+        block_positions_BT=None,
         at_BP=None,
         cache=None,
     ) -> Output:
@@ -35,8 +36,9 @@ class Decoder(Stack):
 
         `positions_BT` counts from each document's start where the data resets positions;
         `segments_BT` keeps attention within a document; tokens of the `prefix_BT` (bool) are read
-        by all others, also by earlier ones. `at_BP`: the places whose output is wanted, by default
-        all. Dropout is active while `rngs={"dropout": key}` is given.
+        by all others, also by earlier ones. `block_positions_BT`: places within a blank, which
+        models without positions of blocks leave out. `at_BP`: the places whose output is wanted, by
+        default all. Dropout is active while `rngs={"dropout": key}` is given.
         """
         c = self.config
         T = tokens_BT.shape[1]
@@ -45,11 +47,16 @@ class Decoder(Stack):
         start = 0 if cache is None else cache.length
         positions = start + jnp.arange(T) if positions_BT is None else positions_BT
         more = {"types": (c.embedding.types, types_BT)} if c.embedding.types else {}
+        if c.positions == "learned_blocks":
+            more["block_positions"] = *c.position_axes, block_positions_BT
         x_BTD = self.entered(x_BTD, positions, more)
         inputs = Inputs(positions, segments_BT, prefix_BT)
         if c.positions == "relative_bias":
-            count, both = T if cache is None else room(cache), prefix_BT is not None
-            inputs = inputs._replace(scores_LH=self.distance_scores(count, both))
+            if cache is None:
+                scores_LH = self.distance_scores(T, both=prefix_BT is not None)
+            else:
+                scores_LH = self.distance_scores(room(cache), both=False)
+            inputs = inputs._replace(scores_LH=scores_LH)
         given = cache
         x_BTD, cache, routings = self.through(x_BTD, inputs, cache)
         if c.attention.top_query == "positions":

@@ -201,7 +201,7 @@ class Attention(nn.Module):
     def projection(self, name: str, width: int, count: int, size: int, axis: str):
         """The weights of one of the three input products, its bias or None, and its heads' axis."""
         c = self.config
-        std = init_std(c, width)
+        std = init_std(c, width, residual=c.block == "deep" and name == "value")
         if name == "query" and c.init in ("fan_in_zero", "t5"):  # T5 does not scale its scores
             std = 0.0 if c.init == "fan_in_zero" else std / math.sqrt(size)
         shape = (width, count, size)
@@ -262,7 +262,8 @@ class MLP(nn.Module):
     def columns(self, name: str, x_BTD):
         c = self.config
         D, F = x_BTD.shape[-1], c.ff_size
-        w_DF = weight(self, name, normal(init_std(c, D)), (D, F), ("embed", "mlp"))
+        std = init_std(c, D, residual=c.block == "deep")
+        w_DF = weight(self, name, normal(std), (D, F), ("embed", "mlp"))
         spec = activation_spec(("batch", "seq", "mlp"), (*x_BTD.shape[:2], F), self.rules)
         h_BTF = project(x_BTD, w_DF, out_sharding=spec)
         if c.mlp_biases:
@@ -272,6 +273,8 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     """One layer: pre-norm (GPT-2), post-norm (GPT-1) or parallel (GPT-J, PaLM arXiv 2204.02311).
+
+    Deep is post-norm with a heavier stream (arXiv 2203.00555), weighed as in GLM-130B.
 
     GPT-NeoX (arXiv 2204.06745) has a norm each for the two branches that are parallel.
     """
@@ -314,14 +317,15 @@ class Block(nn.Module):
                 x_BTD = x_BTD + drop(y_BTD)
             y_BTD, routing = feed(norm("mlp_norm")(x_BTD))
             x_BTD = x_BTD + drop(y_BTD)
-        elif c.block == "post":
+        elif c.block in ("post", "deep"):
+            share = math.sqrt(2 * c.num_layers) if c.block == "deep" else 1.0
             y_BTD, cache = mix(x_BTD, inputs, cache, queries_BTD)
-            x_BTD = norm("attention_norm")(x_BTD + drop(y_BTD))
+            x_BTD = norm("attention_norm")(share * x_BTD + drop(y_BTD))
             if self.kind.cross:
                 y_BTD, cache = across(x_BTD, cache)
-                x_BTD = norm("cross_norm")(x_BTD + drop(y_BTD))
+                x_BTD = norm("cross_norm")(share * x_BTD + drop(y_BTD))
             y_BTD, routing = feed(x_BTD)
-            x_BTD = norm("mlp_norm")(x_BTD + drop(y_BTD))
+            x_BTD = norm("mlp_norm")(share * x_BTD + drop(y_BTD))
         else:
             two = c.block == "parallel_two_norms"
             h_BTD = norm("attention_norm" if two else "norm")(x_BTD)

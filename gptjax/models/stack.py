@@ -75,6 +75,9 @@ class Stack(nn.Module):
         shape = (*tokens_BT.shape, table_VD.shape[-1])
         spec = activation_spec(("batch", "seq", None), shape, self.rules)
         x_BTD = table_VD.at[tokens_BT].get(out_sharding=spec, mode="clip")
+        share = self.config.embedding.gradient_share
+        if share < 1:
+            x_BTD = x_BTD * share + jax.lax.stop_gradient(x_BTD) * (1 - share)
         return x_BTD * self.config.embedding.scale
 
     def words(self):

@@ -204,7 +204,7 @@ def decode_attention(
             if prefix is not None:
                 column = held - new[0]
                 known = jnp.take(prefix, jnp.clip(column, 0, count - 1), axis=1)
-                mask = mask | (known & (column >= 0))[:, None, :]
+                mask = mask | (known & (column >= 0)[None])[:, None, :]
             mask = mask & ((held >= 0) & (held <= new[-1]))[None, None, :]
             bias = None
             if relative is not None:

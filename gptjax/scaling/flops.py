@@ -83,7 +83,8 @@ def _stack(c: TransformerConfig) -> dict[str, int]:
     """Those of a stack of layers and of what stands below it, but the table of tokens."""
     D, H, F, N = c.d_model, c.num_heads, c.ff_size, c.num_layers
     attention = _attention(c)
-    positions = sum(c.position_axes) * D + (c.embedding.types + c.embedding.tasks) * D
+    tables = 2 if c.positions == "learned_blocks" else 1
+    positions = tables * sum(c.position_axes) * D + (c.embedding.types + c.embedding.tasks) * D
     if c.positions == "relative":
         attention += (D + 2) * H * c.qk_size
     elif c.positions == "relative_bias":

@@ -8,14 +8,14 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from gptjax import DataConfig, DecoderConfig, Experiment, TrainConfig
+from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
 from gptjax.data import prepare
 from gptjax.data.corpora import digits
 from gptjax.errors import BadInput
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.parallel.mesh import MeshConfig, make_mesh
 
-Sums = namedtuple("Sums", "nats tokens correct")
+Sums = namedtuple("Sums", "nats tokens correct rows")
 
 CONFIG = DataConfig(
     corpus="digits",
@@ -77,7 +77,8 @@ def test_the_loss_is_told_per_dimension(cached):
     _, dataset = cached
     mesh = make_mesh(MeshConfig(data=1))
     sums = {"nats": 650.0, "tokens": 325.0, "correct": 0.0}  # of five images
-    told = Perplexity(lambda params, batch: Sums(**sums), dataset, 1, mesh, {})
+    eval_step = lambda params, batch: Sums(**sums, rows=None)
+    told = Perplexity(eval_step, dataset, 1, mesh, {}, NextToken())
     figures = told(None)
     assert figures["bits_per_dimension"] == pytest.approx(650 / math.log(2) / 320)
 
