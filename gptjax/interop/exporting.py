@@ -49,6 +49,8 @@ def export(
     leaves = chosen.leaves(_with_biases(chosen, config))
     ids = _special(config, tokenizer)
     tree = chosen.written(config) | ids
+    start = ids.get(f"{chosen.start}_token_id")
+    tree |= {} if start is None else {"decoder_start_token_id": start}
     _check_ids(chosen, config, tree)
     if chosen.kind == "encoder" and tree["architectures"][0].endswith("Model"):
         leaves = chosen.alone(leaves)

@@ -51,7 +51,8 @@ class Family:
     begin that stand alone in files of a model without a head; ignored: patterns of tensors that no
     parameter is made of; alias: a second name for the tied matrix; copies: further names of
     parameters, with their paths; older: parts of names, and what once stood in their place; zeros:
-    tensors without an effect that exported files have to hold, with their shapes.
+    tensors without an effect that exported files have to hold, with their shapes; start: the role
+    of the token that a decoder behind an encoder begins with.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family:
     told: Callable[[Shapes, Callable[[str, str], bool]], dict[str, Any]] | None = None
     copies: tuple[tuple[str, str], ...] = ()
     older: tuple[tuple[str, str], ...] = ()
+    start: str = ""
 
     def leaves(self, config: TransformerConfig) -> dict[str, Leaf]:
         """Every parameter of a model with what it is made of; BadInput for one without a row."""

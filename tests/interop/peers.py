@@ -1,5 +1,6 @@
 """Tiny random models of transformers: what our own are compared with. Needs torch."""
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -145,6 +146,11 @@ PEERS = {
     "roberta_rows": ("Roberta", "ForSequenceClassification", ROBERTA | {"num_labels": 3}),
     "megatron_bert": ("MegatronBert", "ForMaskedLM", BERT),
     "ernie": ("Ernie", "ForMaskedLM", BERT | {"use_task_id": True}),
+    "t5": ("T5", "ForConditionalGeneration", T5),
+    "t5_gated": ("T5", "ForConditionalGeneration", GATED | {"tie_word_embeddings": False}),
+    "mt5": ("MT5", "ForConditionalGeneration", GATED),
+    "umt5": ("UMT5", "ForConditionalGeneration", GATED),
+    "bart": ("Bart", "ForConditionalGeneration", BART | {"scale_embedding": True}),
 }
 
 
@@ -158,8 +164,12 @@ def model(name: str, seed: int = 0, **changes):
     config = getattr(transformers, f"{base}Config")(**(fields | changes))
     torch.manual_seed(seed)
     made = getattr(transformers, f"{base}{head}")._from_config(config, attn_implementation="eager")
+    if name in UNTIED:  # configs of the T5 family have no word for it any more
+        made.lm_head.weight = torch.nn.Parameter(torch.empty_like(made.lm_head.weight))
     with torch.no_grad():
-        for key, value in made.named_parameters():
+        given = [made.named_parameters()]
+        given += [((k, v) for k, v in made.named_buffers() if k == "final_logits_bias")]
+        for key, value in itertools.chain(*given):
             centre = 1.0 if value.ndim == 1 and not key.endswith("bias") else 0.0
             value.copy_(centre + 0.3 * torch.randn_like(value))
     return made.eval()
@@ -173,6 +183,7 @@ def save(made, folder: Path) -> Path:
 
 ENCODERS = ("Bert", "Roberta", "MegatronBert", "Ernie")
 BOTH = ("T5", "MT5", "UMT5", "Bart")
+UNTIED = ("t5_gated", "mt5")
 PAD = 1  # what RoBERTa counts no position for
 
 

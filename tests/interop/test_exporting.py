@@ -140,4 +140,5 @@ def test_large_ones_are_written_in_shards_and_stacked_ones_as_layers(folder, tmp
 
 def test_families_write_what_they_read():
     for name, family in FAMILIES.items():
-        assert family.name == name and family.architecture.endswith(("LM", "Model", "Modeling"))
+        ends = ("LM", "Model", "Modeling", "ForConditionalGeneration")
+        assert family.name == name and family.architecture.endswith(ends)

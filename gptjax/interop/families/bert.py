@@ -256,6 +256,7 @@ def read_roberta(f: Fields) -> EncoderConfig:
 
 
 def write_roberta(c: EncoderConfig) -> dict:
+    """The same in the other direction; BadInput where positions begin too early."""
     offset = c.embedding.position_offset
     if offset < 2:
         raise BadInput("roberta has positions from the third row on, or a later one")
