@@ -15,6 +15,7 @@ _WHERE = {
     "DecoderConfig": "gptjax.models.config",
     "EncoderConfig": "gptjax.models.kinds",
     "EncoderDecoderConfig": "gptjax.models.kinds",
+    "TwoStreamConfig": "gptjax.models.kinds",
     "MeshConfig": "gptjax.parallel.mesh",
     **dict.fromkeys(
         (

@@ -10,11 +10,17 @@ from gptjax.models.encoder import Encoder
 from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.layers import Cache
 from gptjax.models.stack import Stack
+from gptjax.models.two_stream import TwoStream
 from gptjax.ops.attention import Slots, slots_of
 from gptjax.ops.patterns import Pattern
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 
-MODULES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+MODULES = {
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "encoder_decoder": EncoderDecoder,
+    "two_stream": TwoStream,
+}
 
 
 def model_of(config: TransformerConfig, rules: Rules = DEFAULT_RULES) -> Stack:

@@ -86,6 +86,32 @@ class EncoderDecoderConfig(TransformerConfig):
         self.decoder.validate()
 
 
+@dataclass(frozen=True)
+class TwoStreamConfig(TransformerConfig):
+    """XLNet (arXiv 1906.08237): tokens are predicted in any order, by a stream of queries.
+
+    `embedding.types` above 0: scores tell whether two places are of the same type.
+    """
+
+    kind = "two_stream"
+
+    attention: AttentionConfig = field(default_factory=_both_ways)
+    positions: Literal["relative"] = "relative"
+    block: Literal["post"] = "post"
+    layers: Literal["unrolled"] = "unrolled"
+
+    def validate(self) -> None:
+        super().validate()
+        check_plain(self)
+        if self.attention.pattern != "bidirectional":
+            raise BadInput(
+                f"model.attention.pattern = {self.attention.pattern!r}: who reads whom is the "
+                "order's business in this model; give bidirectional"
+            )
+        if self.experts.count:
+            raise BadInput("model.experts.count is above 0, and this model has no experts; give 0")
+
+
 def check_plain(config: TransformerConfig) -> None:
     """BadInput for what belongs to decoders alone."""
     if config.attention.memory:
@@ -101,7 +127,7 @@ def check_plain(config: TransformerConfig) -> None:
 
 
 KINDS: dict[str, type[TransformerConfig]] = {
-    cls.kind: cls for cls in (DecoderConfig, EncoderConfig, EncoderDecoderConfig)
+    cls.kind: cls for cls in (DecoderConfig, EncoderConfig, EncoderDecoderConfig, TwoStreamConfig)
 }
 
 

@@ -86,9 +86,11 @@ def _shifted(bias_BHTL, keys: int):
     return padded.reshape(B, H, keys + 1, T)[:, :, 1:].reshape(B, H, T, keys)
 
 
-def _both_ways(bias_BHTL, keys: int):
+def both_ways(bias_BHTL, keys: int):
     """The same for as many queries as keys, and distances from keys - 1 down to 1 - keys."""
     B, H, T, _ = bias_BHTL.shape
+    if keys == 1:
+        return bias_BHTL
     bias_BHTL = jnp.broadcast_to(bias_BHTL, (B, H, T, 2 * keys - 1))
     # Row t begins at column keys - 1 - t: a place earlier in each row of one column less.
     flat = bias_BHTL.reshape(B, H, -1)[..., keys - 1 :]
@@ -144,7 +146,7 @@ def relative_attention(
             segments = segments, segments
         if segments is not None:
             mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
-        shifted = _both_ways if both and length > 1 else _shifted
+        shifted = both_ways if both else _shifted
         bias = shifted(terms.bias(q, scale), k.shape[1])
         out = softmax_attention(terms.query(q), k, v, mask, None, None, scale, bias)
         return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),

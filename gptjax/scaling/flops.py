@@ -85,6 +85,9 @@ def _stack(c: TransformerConfig) -> dict[str, int]:
     attention = _attention(c)
     tables = 2 if c.positions == "learned_blocks" else 1
     positions = tables * sum(c.position_axes) * D + (c.embedding.types + c.embedding.tasks) * D
+    if c.kind == "two_stream":  # what queries begin with; types have keys in place of vectors
+        positions += D * (1 - c.embedding.types)
+        attention += 3 * H * c.qk_size * (c.embedding.types > 0)
     if c.positions == "relative":
         attention += (D + 2) * H * c.qk_size
     elif c.positions == "relative_bias":
@@ -162,7 +165,10 @@ def row_flops(
         head += 2 * D * (P * D * (c.head == "transform") + D * (c.pooler == "first"))
         head += 2 * D * (c.classes + tokens * c.token_classes)
     if c.kind != "encoder_decoder":
-        return Flops(*_stack_flops(c, tokens, ahead, pairs), head)
+        stack = _stack_flops(c, tokens, ahead, pairs)
+        if c.kind == "two_stream":
+            stack = tuple(map(sum, zip(stack, _query_flops(c, tokens, P), strict=True)))
+        return Flops(*stack, head)
     side = c.decoder
     H, G, K = side.num_heads, side.kv_heads, side.head_size
     cross = tokens * D * H * (side.qk_size + K) + source * D * G * (side.qk_size + K)
@@ -173,6 +179,15 @@ def row_flops(
         2 * side.num_layers * cross,
         sum(_stack_flops(c.encoder, source)),
     )
+
+
+def _query_flops(c: TransformerConfig, tokens: int, queries: int) -> tuple[float, float, float]:
+    """Those of queries beside the content of a row, as `_stack_flops`."""
+    D, H, K, N = c.d_model, c.num_heads, c.head_size, c.num_layers
+    projections, scores = D * H * (c.qk_size + K), 2 * c.qk_size + K
+    mlp = (3 if c.gated else 2) * D * c.ff_size
+    pairs = queries * tokens
+    return 2 * N * projections * queries, 2 * N * H * scores * pairs, 2 * N * mlp * queries
 
 
 def _stack_flops(

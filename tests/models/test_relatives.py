@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax import DecoderConfig, EncoderConfig, EncoderDecoderConfig, MeshConfig
+from gptjax import (
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    MeshConfig,
+    TwoStreamConfig,
+)
 from gptjax.errors import BadInput
 from gptjax.models.build import empty_cache, init_params, model_of, param_axes
 from gptjax.models.config_parts import AttentionConfig, EmbeddingConfig
@@ -53,6 +59,12 @@ PAIRS = {
     "plug": EncoderDecoderConfig(**SMALL | {"num_layers": 3}, **BERT, decoder_layers=1),
     "rotary": EncoderDecoderConfig(**SMALL, positions="rotary", num_kv_heads=1),
 }
+XLNET = TwoStreamConfig(
+    **SMALL,
+    activation="gelu_erf",
+    biases="mlp",
+    embedding=EmbeddingConfig(types=2, head_bias=True),
+)
 PREFIXES = {
     "learned": DecoderConfig(**SMALL),
     "rotary": DecoderConfig(**SMALL, positions="rotary"),
@@ -75,7 +87,7 @@ def ids(length, rows=2, seed=0):
     return np.random.default_rng(seed).integers(0, 37, (rows, length)).astype(np.int32)
 
 
-def sees(config, place, width, **inputs):
+def sees(config, place, width, of="states_BTD", **inputs):
     """[T, width]: whether output t moves with the vectors of input s, by the gradient.
 
     place: which of the ids are traced: "tokens" or "source_BS".
@@ -91,7 +103,7 @@ def sees(config, place, width, **inputs):
         bigger = dataclasses.replace(config, vocab_size=len(table) + width)
         given = {place: jnp.arange(width, dtype=jnp.int32)[None] + len(table), **inputs}
         out = model_of(bigger).apply({"params": moved}, given.pop("tokens"), **given)
-        return out.states_BTD[0].sum(-1)
+        return getattr(out, of)[0].sum(-1)
 
     shift = jnp.zeros((width, table.shape[1]))
     jacobian = jax.jit(jax.jacrev(outputs))(shift)
@@ -139,7 +151,19 @@ def test_a_decoder_sees_the_whole_encoder_and_its_own_past(name):
     np.testing.assert_array_equal(seen, np.broadcast_to(filled >= 0, (T, S)))
 
 
-@pytest.mark.parametrize("config", [*ENCODERS.values(), *PAIRS.values(), PREFIXES["glm"]])
+def test_a_query_never_sees_its_own_token_and_the_order_says_which_others():
+    order = np.array([[0, 0, 3, 0, 1, 0, 2, 0, 0, 4, 0]], np.int32)
+    at = np.array([[2, 4, 6, 9]], np.int32)
+    given = {"tokens": ids(T, 1), "order_BT": order, "types_BT": (ids(T, 1, 7) > 18) + 0}
+    content = sees(XLNET, "tokens", T, **given)
+    np.testing.assert_array_equal(content, order[0][None] <= order[0][:, None])
+    queries = sees(XLNET, "tokens", T, of="hidden_BTD", **given)
+    np.testing.assert_array_equal(queries[at[0]], order[0][None] < order[0][at[0], None])
+    some = sees(XLNET, "tokens", T, of="hidden_BTD", **given, at_BP=at)
+    np.testing.assert_array_equal(some, queries[at[0]])
+
+
+@pytest.mark.parametrize("config", [*ENCODERS.values(), *PAIRS.values(), PREFIXES["glm"], XLNET])
 def test_the_ledger_counts_every_parameter(config):
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert count_parameters(config).total == sum(x.size for x in jax.tree.leaves(shapes))
@@ -251,10 +275,10 @@ def test_a_cached_prefix_equals_whole_rows(name):
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 1, 3)])
-@pytest.mark.parametrize("name", ["bert", "t5", "bart", "glm"])
+@pytest.mark.parametrize("name", ["bert", "t5", "bart", "glm", "xlnet"])
 def test_meshes(name, shape):
     """Outputs at chosen places are the same on a mesh, the gradient too."""
-    config = {**ENCODERS, **PAIRS, **PREFIXES}[name]
+    config = {**ENCODERS, **PAIRS, **PREFIXES, "xlnet": XLNET}[name]
     config = dataclasses.replace(config, d_ff=96)
     params, rows = random_params(config), 4
     at = np.sort(np.random.default_rng(3).permuted(np.tile(np.arange(T), (rows, 1)), axis=1)[:, :5])
@@ -262,6 +286,8 @@ def test_meshes(name, shape):
     if name in PAIRS:
         inputs |= {"source_BS": ids(S, rows, 1)}
         inputs |= {"source_segments_BS": np.where(np.arange(S) < 9, 0, -1)[None].repeat(rows, 0)}
+    elif name == "xlnet":
+        inputs |= {"order_BT": ids(T, rows, 5) % 4, "types_BT": ids(T, rows, 6) % 2}
     elif name == "glm":
         inputs |= {"prefix_BT": np.arange(T)[None].repeat(rows, 0) < 4}
     tokens = ids(T, rows)
