@@ -52,7 +52,7 @@ def export(
     start = ids.get(f"{chosen.start}_token_id")
     tree |= {} if start is None else {"decoder_start_token_id": start}
     _check_ids(chosen, config, tree)
-    if chosen.kind == "encoder" and tree["architectures"][0].endswith("Model"):
+    if config.kind == "encoder" and tree["architectures"][0].endswith("Model"):
         leaves = chosen.alone(leaves)
     partial = None
     try:
@@ -62,7 +62,7 @@ def export(
         _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
         tree |= {"dtype": dtype, "torch_dtype": dtype}  # now, and in releases before 4.56
         _write_json(partial / "config.json", tree)
-        if chosen.kind != "encoder":
+        if config.kind != "encoder":
             start = {k: v for k, v in tree.items() if k == "decoder_start_token_id"}
             _write_json(partial / "generation_config.json", ids | start)
         if tokenizer is not None:
@@ -102,7 +102,7 @@ def choose(config: TransformerConfig, name: str = "") -> Family:
         raise BadInput(
             f"family is {name!r}{did_you_mean(name, FAMILIES)} (known: {', '.join(FAMILIES)})"
         )
-    fit = [f for f in FAMILIES.values() if (f.name == name if name else f.kind == config.kind)]
+    fit = [f for f in FAMILIES.values() if (f.name == name if name else config.kind in f.kinds)]
     tried = {f.name: _misses(f, config) for f in fit}
     for found, misses in tried.items():
         if not misses:
@@ -135,7 +135,7 @@ def _said(config: TransformerConfig, fields: list[str]) -> str:
 
 def _misses(family: Family, config: TransformerConfig) -> list[str]:
     """The fields of a model that the family would lose."""
-    if family.kind != config.kind:
+    if config.kind not in family.kinds:
         return ["kind"]
     try:
         return unlike(config, _as_read(family, config))

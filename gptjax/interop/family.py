@@ -45,7 +45,7 @@ class Row:
 class Family:
     """Checkpoints with the same names.
 
-    architecture: what reads them, unless `write` says it; kind: of the models; read: their config
+    architecture: what reads them, unless `write` says it; kinds: of the models; read: their config
     as ours; write: ours as theirs, which need not be able to say all of it; told: what reading the
     config needs of the tensors' shapes, and of whether two of them begin alike; body: how the names
     begin that stand alone in files of a model without a head; ignored: patterns of tensors that no
@@ -64,7 +64,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     alias: str = ""
     zeros: Callable[[Any], Mapping[str, tuple[int, ...]]] | None = None
-    kind: str = "decoder"
+    kinds: tuple[str, ...] = ("decoder",)
     told: Callable[[Shapes, Callable[[str, str], bool]], dict[str, Any]] | None = None
     copies: tuple[tuple[str, str], ...] = ()
     older: tuple[tuple[str, str], ...] = ()

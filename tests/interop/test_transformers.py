@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from gptjax.interop import FAMILIES, export, load
+from gptjax.models.build import model_of
 from gptjax.models.config import AttentionConfig, DecoderConfig
 from gptjax.models.decoder import Decoder
 from gptjax.models.stack import logits
@@ -27,7 +28,7 @@ def loaded(folder, name: str = ""):
     """What transformers makes of a folder."""
     config = json.loads((folder / "config.json").read_text())
     auto = transformers.AutoModelForCausalLM
-    if name == "imagegpt" or FAMILIES[config["model_type"]].kind != "decoder":
+    if name == "imagegpt" or FAMILIES[config["model_type"]].kinds != ("decoder",):
         auto = getattr(transformers, config["architectures"][0])
     return auto.from_pretrained(folder, attn_implementation="eager").eval()
 
@@ -125,3 +126,36 @@ def test_recurrence_of_transformer_xl(tmp_path):
             mems = out.mems
             parts.append(out.logits.numpy())
     assert_close(computed(found, tokens), np.concatenate(parts, 1))
+
+
+def test_xlnet_in_a_random_order(tmp_path):
+    """Both streams: predicted places by a mask of permutations, types, and content alone."""
+    theirs = peers.model("xlnet", attn_type="bi")
+    found = load(f"hf:{peers.save(theirs, tmp_path / 'theirs')}")
+    assert found.config.kind == "two_stream"
+    tokens = peers.tokens_of("xlnet", rows=2, length=13)
+    rng = np.random.default_rng(0)
+    at = np.sort(np.stack([rng.permutation(13)[:5] for _ in range(2)]), 1).astype(np.int32)
+    order = np.zeros((2, 13), np.int32)
+    np.put_along_axis(order, at, np.stack([rng.permutation(5) + 1 for _ in range(2)]), 1)
+    types = rng.integers(0, 2, (2, 13))
+    hidden = (order[:, None, :] > 0) & (order[:, None, :] >= order[:, :, None])
+    given = {
+        "perm_mask": torch.tensor(hidden).float(),
+        "target_mapping": torch.nn.functional.one_hot(torch.tensor(at).long(), 13).float(),
+        "token_type_ids": torch.tensor(types),
+    }
+    wide = torch.tensor(tokens.astype(np.int64))
+    with torch.no_grad():
+        wanted = theirs(wide, **given).logits.numpy()
+        plain = theirs(wide).logits.numpy()
+    apply = lambda **more: logits(model_of(found.config).apply({"params": params}, tokens, **more))
+    with jax.set_mesh(make_mesh(MeshConfig(data=1))):
+        params = jax.tree.map(np.asarray, found.params)
+        named = {"order_BT": order, "types_BT": types.astype(np.int32), "at_BP": at}
+        assert_close(np.asarray(apply(**named)), wanted)
+        assert_close(np.asarray(apply()), plain)
+    export(found.config, found.params, tmp_path / "ours")
+    again = transformers.XLNetLMHeadModel.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert_close(again(wide, **given).logits.numpy(), wanted)

@@ -1,9 +1,9 @@
-"""OPT, BLOOM and XLNet read from left to right, as transformers names them."""
+"""OPT, BLOOM and XLNet, as transformers names them."""
 
-from gptjax.errors import BadInput
 from gptjax.interop.family import Family, Row, linear, norm, qkv, separate
 from gptjax.interop.fields import ACTIVATIONS, THEIR_ACTIVATIONS, Fields
 from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig
+from gptjax.models.kinds import TwoStreamConfig
 
 
 def read_opt(f: Fields) -> DecoderConfig:
@@ -121,38 +121,42 @@ BLOOM = Family(
 )
 
 
-def read_xlnet(f: Fields) -> DecoderConfig:
-    """xlnet with attn_type `uni`: Transformer-XL's scores and memory behind XLNet's names."""
-    if f.get("attn_type", "bi") != "uni":
-        raise BadInput(
-            f"{f.source}: attn_type is {f.get('attn_type', 'bi')!r}, which no model here has; "
-            "'uni' is read"
-        )
+def read_xlnet(f: Fields) -> DecoderConfig | TwoStreamConfig:
+    """xlnet: both streams, or with attn_type `uni` Transformer-XL's scores and memory."""
+    ways = f.chosen("attn_type", {"bi": "two_stream", "uni": "decoder"}, "bi")
     f.only(clamp_len=-1, same_length=False, bi_data=False)
     d_model, heads = f.count("d_model"), f.count("n_head")
     size = f.count("d_head", max(d_model // heads, 1))
+    head_dim = 0 if size * heads == d_model else size
+    common = {
+        "vocab_size": f.count("vocab_size"),
+        "context_length": f.count("context_length", 512),
+        "num_layers": f.count("n_layer"),
+        "d_model": d_model,
+        "num_heads": heads,
+        "d_ff": f.count("d_inner"),
+        "norm_epsilon": f.positive("layer_norm_eps", 1e-12),
+        "biases": "mlp",
+        "activation": f.chosen("ff_activation", ACTIVATIONS, "gelu"),
+        "tied_embeddings": f.flag("tie_word_embeddings", True),
+    }
+    if ways == "two_stream":
+        return TwoStreamConfig(
+            **common,
+            attention=AttentionConfig("bidirectional", head_dim=head_dim),
+            embedding=EmbeddingConfig(head_bias=True, types=2),
+        )
+    memory = f.count("mem_len", 0) if f.flag("use_mems_eval", True) else 0
     return DecoderConfig(
-        vocab_size=f.count("vocab_size"),
-        context_length=f.count("context_length", 512),
-        num_layers=f.count("n_layer"),
-        d_model=d_model,
-        num_heads=heads,
-        d_ff=f.count("d_inner"),
-        attention=AttentionConfig(
-            head_dim=0 if size * heads == d_model else size,
-            memory=f.count("mem_len", 0) if f.flag("use_mems_eval", True) else 0,
-        ),
+        **common,
+        attention=AttentionConfig(head_dim=head_dim, memory=memory),
         positions="relative",
-        norm_epsilon=f.positive("layer_norm_eps", 1e-12),
         block="post",
-        biases="mlp",
-        activation=f.chosen("ff_activation", ACTIVATIONS, "gelu"),
         embedding=EmbeddingConfig(head_bias=True),
-        tied_embeddings=f.flag("tie_word_embeddings", True),
     )
 
 
-def write_xlnet(c: DecoderConfig) -> dict:
+def write_xlnet(c: DecoderConfig | TwoStreamConfig) -> dict:
     return {
         "vocab_size": c.vocab_size,
         "context_length": c.context_length,  # ours: transformers has no longest sequence
@@ -163,15 +167,17 @@ def write_xlnet(c: DecoderConfig) -> dict:
         "d_inner": c.ff_size,
         "mem_len": c.attention.memory or None,
         "use_mems_eval": c.attention.memory > 0,
-        "attn_type": "uni",
+        "attn_type": "bi" if c.kind == "two_stream" else "uni",
         "layer_norm_eps": c.norm_epsilon,
         "ff_activation": THEIR_ACTIVATIONS.get(c.activation, "gelu"),
         "tie_word_embeddings": c.tied_embeddings,
     }
 
 
-def xlnet_zeros(c: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def xlnet_zeros(c: DecoderConfig | TwoStreamConfig) -> dict[str, tuple[int, ...]]:
     """Embeddings of segments and of masks, which reading from left to right has no use for."""
+    if c.kind == "two_stream":
+        return {}
     heads = (c.num_heads, c.head_size)
     zeros: dict[str, tuple[int, ...]] = {"transformer.mask_emb": (1, 1, c.d_model)}
     for i in range(c.num_layers):
@@ -183,6 +189,7 @@ def xlnet_zeros(c: DecoderConfig) -> dict[str, tuple[int, ...]]:
 XLNET = Family(
     name="xlnet",
     architecture="XLNetLMHeadModel",
+    kinds=("decoder", "two_stream"),
     read=read_xlnet,
     write=write_xlnet,
     rows=(
@@ -194,6 +201,9 @@ XLNET = Family(
         Row("layer/attention/distance", "transformer.layer.{i}.rel_attn.r"),
         Row("layer/attention/content_bias", "transformer.layer.{i}.rel_attn.r_w_bias"),
         Row("layer/attention/place_bias", "transformer.layer.{i}.rel_attn.r_r_bias"),
+        Row("layer/attention/type_keys", "transformer.layer.{i}.rel_attn.seg_embed"),
+        Row("layer/attention/type_bias", "transformer.layer.{i}.rel_attn.r_s_bias"),
+        Row("query_start", "transformer.mask_emb", "1 1 D"),
         *norm("layer/attention_norm", "transformer.layer.{i}.rel_attn.layer_norm"),
         *linear("layer/mlp/up", "transformer.layer.{i}.ff.layer_1", "F D"),
         *linear("layer/mlp/down", "transformer.layer.{i}.ff.layer_2", "D F"),

@@ -158,7 +158,7 @@ def t5(name: str, title: str, own_biases: bool = False) -> Family:
         # Old files hold biases between the stacks that no release reads.
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         alias="lm_head.weight",
-        kind="encoder_decoder",
+        kinds=("encoder_decoder",),
         told=t5_told,
         copies=tuple((f"{side}.embed_tokens.weight", "embedding") for side in STACKS),
         start="pad",
@@ -264,7 +264,7 @@ BART = Family(
     ),
     body="model.",
     alias="lm_head.weight",
-    kind="encoder_decoder",
+    kinds=("encoder_decoder",),
     told=bart_told,
     copies=tuple((f"model.{side}.embed_tokens.weight", "embedding") for side in STACKS),
     start="eos",
