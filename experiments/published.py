@@ -10,13 +10,15 @@ import dataclasses
 
 from gptjax import (
     DataConfig,
-    DecoderConfig,
     Experiment,
     MeshConfig,
     NextToken,
     OptimConfig,
     TrainConfig,
 )
+from gptjax.data.vocabulary import AS_SEPARATOR
+from gptjax.models.config import TransformerConfig
+from gptjax.objectives import Objective
 from gptjax.scaling.flops import count_parameters
 
 STATE = 32e9  # bytes of parameters, gradients and moments that a device may hold
@@ -25,7 +27,7 @@ NODE = 8  # devices that are near enough to each other to split a product
 
 
 def published(
-    model: DecoderConfig,
+    model: TransformerConfig,
     *,
     lr: float,
     batch_size: int,
@@ -36,14 +38,16 @@ def published(
     warmup_steps: int = 0,
     data: DataConfig | None = None,
     z_loss: float = 0.0,
+    objective: Objective | None = None,
     **optim,
 ) -> Experiment:
     """A run in bfloat16, layers scanned and recomputed, on a mesh that holds it.
 
     batch_size: sequences; sequence_length: the model's context unless given. The mesh splits the
     state until a device holds at most 32 GB of it, and microbatches keep at most about 12 GB
-    beside. The warm-up is of so many steps or tokens of the whole run. `optim`: further fields of
-    OptimConfig.
+    beside. The warm-up is of so many steps or tokens of the whole run. The objective is to predict
+    the next token unless given; its special tokens stand behind those of the text. `optim`: further
+    fields of OptimConfig.
     """
     length = sequence_length or model.context_length
     model = dataclasses.replace(model, layers="scan", remat="block", compute_dtype="bfloat16")
@@ -53,7 +57,10 @@ def published(
     rising = warmup_steps or round(warmup_tokens / (batch_size * length))
     if rising:
         optim["warmup_fraction"] = (max(rising, 1) - 0.5) / every
-    data = data or DataConfig(tokenizer="bpe", vocab_size=min(model.outputs, 50257))
+    objective = dataclasses.replace(objective or NextToken(), z_loss=z_loss)
+    extra = len({*objective.roles(length)} - {*AS_SEPARATOR})
+    vocab_size = min(model.outputs - extra, 50257)
+    data = data or DataConfig(tokenizer="bpe", vocab_size=vocab_size)
     return Experiment(
         name="published",  # the registry puts the registered name here
         model=model,
@@ -61,13 +68,13 @@ def published(
         optim=OptimConfig(
             lr=lr, accumulation=_accumulation(model, mesh, batch_size, length), **optim
         ),
-        objective=NextToken(z_loss=z_loss),
+        objective=objective,
         train=TrainConfig(tokens=int(tokens), steps=steps),
         mesh=mesh,
     )
 
 
-def _mesh(model: DecoderConfig) -> MeshConfig:
+def _mesh(model: TransformerConfig) -> MeshConfig:
     ways, state = 1, 16 * count_parameters(model).total
     while state / ways > STATE:
         ways *= 2
@@ -78,9 +85,12 @@ def _mesh(model: DecoderConfig) -> MeshConfig:
     return MeshConfig(fsdp=ways // tensor, tensor=tensor)
 
 
-def _accumulation(model: DecoderConfig, mesh: MeshConfig, batch_size: int, length: int) -> int:
+def _accumulation(model: TransformerConfig, mesh: MeshConfig, batch_size: int, length: int) -> int:
     """The fewest microbatches whose activations a device can keep: one array for each layer."""
-    rows = max(int(KEPT // (2 * length * model.d_model * model.num_layers)), 1)
+    layers = model.num_layers
+    if model.kind == "encoder_decoder":
+        layers += model.decoder.num_layers
+    rows = max(int(KEPT // (2 * length * model.d_model * layers)), 1)
     return next(
         n
         for n in range(1, batch_size + 1)

@@ -8,8 +8,9 @@ import functools
 from collections.abc import Callable
 
 from gptjax.errors import BadInput, did_you_mean
-from gptjax.models.config import DecoderConfig
-from gptjax.models.presets import google, large, open_models, openai
+from gptjax.models.config import TransformerConfig
+from gptjax.models.presets import encoders, google, large, open_models, openai
+from gptjax.models.presets.encoders import bert, mt5, roberta, t5, t5_v1_1, ul2
 from gptjax.models.presets.google import (
     chinchilla,
     gopher,
@@ -32,7 +33,7 @@ from gptjax.models.presets.open_models import (
 from gptjax.models.presets.openai import gpt1, gpt2, gpt3, image_gpt, sparse_transformer
 
 # The sizes of every family, each with the row of the table that it is.
-FAMILIES: dict[Callable[[str], DecoderConfig], dict[str, str]] = {
+FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
     gpt1: openai.GPT1,
     gpt2: openai.GPT2,
     gpt3: openai.GPT3,
@@ -56,19 +57,25 @@ FAMILIES: dict[Callable[[str], DecoderConfig], dict[str, str]] = {
     jurassic: large.JURASSIC,
     pangu_alpha: large.PANGU_ALPHA,
     cpm: large.CPM,
+    bert: encoders.BERT,
+    roberta: encoders.ROBERTA,
+    t5: encoders.T5,
+    t5_v1_1: encoders.T5_V1_1,
+    mt5: encoders.MT5,
+    ul2: encoders.UL2,
 }
 
 
 @functools.cache
-def by_row() -> dict[str, tuple[Callable[[str], DecoderConfig], str]]:
-    """The function and the size behind every row of the table that is a decoder here."""
+def by_row() -> dict[str, tuple[Callable[[str], TransformerConfig], str]]:
+    """The function and the size behind every row of the table that is a model here."""
     return {row: (make, size) for make, known in FAMILIES.items() for size, row in known.items()}
 
 
-def named(row: str) -> DecoderConfig:
-    """The decoder of a row of the table, such as "llama-7b"; BadInput where there is none."""
+def named(row: str) -> TransformerConfig:
+    """The model of a row of the table, such as "llama-7b"; BadInput where there is none."""
     if row not in by_row():
-        raise BadInput(f"there is no decoder for the row {row!r}{did_you_mean(row, by_row())}")
+        raise BadInput(f"there is no model for the row {row!r}{did_you_mean(row, by_row())}")
     make, size = by_row()[row]
     return make(size)
 

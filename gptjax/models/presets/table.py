@@ -10,9 +10,12 @@ import dataclasses
 import functools
 import json
 from importlib import resources
+from typing import TypeVar
 
 from gptjax.errors import BadInput, did_you_mean
-from gptjax.models.config import AttentionConfig, DecoderConfig
+from gptjax.models.config import AttentionConfig, DecoderConfig, TransformerConfig
+
+Kind = TypeVar("Kind", bound=TransformerConfig)
 
 
 @functools.cache
@@ -66,7 +69,11 @@ def published(name: str, attention: AttentionConfig | None = None, **fields) -> 
 
 def decoder(row: dict, attention: AttentionConfig | None = None, **fields) -> DecoderConfig:
     """`published` for any mapping with the table's names of sizes."""
-    attention = attention or AttentionConfig()
+    return sized(row, DecoderConfig, attention, **fields)
+
+
+def sized(row: dict, kind: type[Kind], attention: AttentionConfig | None = None, **fields) -> Kind:
+    """The same as a model of another kind."""
     given = {
         "vocab_size": row.get("vocab"),
         "context_length": row.get("context"),
@@ -78,9 +85,10 @@ def decoder(row: dict, attention: AttentionConfig | None = None, **fields) -> De
     }
     given = {field: value for field, value in given.items() if value is not None} | fields
     head_dim = row.get("d_head") or 0
+    config = kind(**given | ({} if attention is None else {"attention": attention}))
     if head_dim and head_dim * given["num_heads"] != given["d_model"]:
-        attention = dataclasses.replace(attention, head_dim=head_dim)
-    config = DecoderConfig(attention=attention, **given)
+        attention = dataclasses.replace(config.attention, head_dim=head_dim)
+        config = dataclasses.replace(config, attention=attention)
     if "d_ff" in fields or config.ff_size == row["d_ff"]:
         return config
     return dataclasses.replace(config, d_ff=row["d_ff"])
