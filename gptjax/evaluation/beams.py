@@ -24,8 +24,9 @@ from gptjax.evaluation.decode import (
     on_mesh,
     rows_of,
 )
-from gptjax.evaluation.generate import checked_prompts, checked_vocabulary, groups, room
-from gptjax.models.config import DecoderConfig
+from gptjax.evaluation.generate import checked_vocabulary, groups, sizes
+from gptjax.evaluation.reading import Given, Reading, checked, reading_of, room
+from gptjax.models.config import TransformerConfig
 from gptjax.models.layers import Cache
 
 NEVER = -1e30  # the score of a hypothesis that is none
@@ -67,12 +68,16 @@ class Search(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """What is asked of every prompt: its length, the most tokens with its continuation."""
+    """What is asked of every prompt: its length, the most tokens with its continuation.
+
+    reading: what the model is given of every hypothesis beside tokens, as of [K, B] rows.
+    """
 
     lengths_B: jax.Array
     limits_B: jax.Array
     penalty: jax.Array
     stop: jax.Array
+    reading: Reading
 
 
 def normalised(logprob, tokens, penalty):
@@ -88,7 +93,8 @@ def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int) -> 
         i = s.index
         last_KB = jax.lax.dynamic_index_in_dim(s.tokens_KBL, i - 1, axis=2, keepdims=False)
         last_R1 = last_KB.reshape(beams * batch, 1)
-        logits_RV, cache = next_logits(config, params, last_R1, s.cache, vocab)
+        reading = bounds.reading
+        logits_RV, cache = next_logits(config, params, last_R1, s.cache, vocab, reading)
         logprob_KBV = jax.nn.log_softmax(logits_RV, -1).reshape(beams, batch, vocab)
         logprob_KBV = s.logprob_KB[:, :, None] + logprob_KBV
         flat_BW = jnp.moveaxis(logprob_KBV, 1, 0).reshape(batch, beams * vocab)
@@ -167,7 +173,7 @@ def _merged(old: Finished, tokens_CBL, logprob_CB, score_CB, length) -> Finished
 
 
 def beam_search(
-    config: DecoderConfig,
+    config: TransformerConfig,
     params,
     prompts,
     count: int,
@@ -182,13 +188,14 @@ def beam_search(
 ) -> list[list[Beam]]:
     """The best `num_results` continuations of each prompt, best first.
 
-    prompts: int array [B, P], or a list of arrays of any lengths; count: the most tokens of a
-    continuation, those that have none left count as ended. length_penalty: 0 ranks by probability
-    alone, more is kinder to long ones. A prompt may have fewer results where there are no more.
+    prompts: int array [B, P], or a list of arrays of any lengths, or of `Given`; count: the most
+    tokens of a continuation, those that have none left count as ended. length_penalty: 0 ranks by
+    probability alone, more is kinder to long ones. A prompt may have fewer results where there are
+    no more.
     BadInput for what cannot be.
     """
     vocab = checked_vocabulary(config, count, vocab_size)
-    prompts = checked_prompts(config, prompts)
+    prompts = checked(config, prompts)
     if beams < 1 or not 1 <= num_results <= beams:
         raise BadInput(
             f"beams = {beams} must be 1 or more, num_results = {num_results} from 1 to as many"
@@ -201,24 +208,30 @@ def beam_search(
     params, mesh = on_mesh(params, mesh)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         params = as_multiplied(config, params)
-        for group in groups([len(prompt) for prompt in prompts], max(batch_size // beams, 1)):
+        for group in groups(sizes(prompts), max(batch_size // beams, 1)):
             mine = [prompts[i] for i in group]
-            lengths = np.array([len(prompt) for prompt in mine], np.int32)
+            lengths = np.array([len(prompt.tokens) for prompt in mine], np.int32)
             limits = np.minimum(lengths + count, room(config, int(lengths.max()) + count))
-            bounds = Bounds(
-                jnp.asarray(lengths), jnp.asarray(limits, jnp.int32),
-                jnp.float32(length_penalty), jnp.int32(stop_token),
-            )  # fmt: skip
             length = cache_length(config, int(limits.max()))
-            search = _begun(config, params, mine, length, beams)
+            reading = reading_of(config, mine, length)
+            bounds = Bounds(
+                jnp.asarray(lengths),
+                jnp.asarray(limits, jnp.int32),
+                jnp.float32(length_penalty),
+                jnp.int32(stop_token),
+                reading.later(beams),
+            )
+            search = _begun(config, params, mine, reading, length, beams)
             search = _searched(params, search, bounds, config=config, vocab=vocab)
             for i, result in zip(group, _ranked(search, bounds, num_results), strict=True):
                 found[i] = result
     return [found[i] for i in range(len(prompts))]
 
 
-def _begun(config, params, prompts: list[np.ndarray], length: int, beams: int) -> Search:
-    state, shape = begun(config, params, prompts, length, beams), (beams, len(prompts))
+def _begun(
+    config, params, prompts: list[Given], reading: Reading, length: int, beams: int
+) -> Search:
+    state, shape = begun(config, params, prompts, reading, length, beams), (beams, len(prompts))
     # One beam is the prompt; the others are like it and count for nothing.
     logprob_KB = np.full(shape, NEVER, np.float32)
     logprob_KB[0] = 0.0

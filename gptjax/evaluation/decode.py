@@ -3,7 +3,8 @@
 Rows of different lengths all begin at position 0, so positions and attention patterns are those of
 each row alone: the shortest prompt goes through the model at once, and where a row's own prompt is
 longer, the loop takes its tokens from there instead of drawing them. The loop's state is donated:
-keys and values are written where they stand.
+keys and values are written where they stand. An encoder-decoder's source is read once, with the
+first tokens; prompts that are read both ways go through the model whole (`reading.py`).
 """
 
 import functools
@@ -13,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.evaluation.reading import Given, Reading, dense
 from gptjax.evaluation.sampling import Method, Settings, choose, penalised
-from gptjax.models.build import empty_cache
-from gptjax.models.config import DecoderConfig
-from gptjax.models.decoder import Decoder
+from gptjax.models.build import empty_cache, model_of
+from gptjax.models.config import TransformerConfig
 from gptjax.models.layers import Cache
 from gptjax.models.stack import logits
 from gptjax.ops.attention import Slots
-from gptjax.ops.patterns import Causal
 from gptjax.ops.shards import explicit_mesh, reshard, spec_of
 from gptjax.parallel import Rules, place
 
 # Few sequences are decoded at once: they are not split over devices, the weights still are.
 DECODE_RULES = Rules(batch=())
+NOTHING = Reading()
 
 
 class Top(NamedTuple):
@@ -53,7 +54,7 @@ class Request(NamedTuple):
     """What is asked of every row.
 
     lengths_B: of the prompts; limits_B: of prompt and continuation together; keys_B: random keys;
-    stop: the token that ends a row, -1 for none.
+    stop: the token that ends a row, -1 for none; reading: what the model is given beside tokens.
     """
 
     lengths_B: jax.Array
@@ -61,36 +62,33 @@ class Request(NamedTuple):
     keys_B: jax.Array
     settings: Settings
     stop: jax.Array
+    reading: Reading = NOTHING
 
 
-def cache_length(config: DecoderConfig, longest: int) -> int:
+def cache_length(config: TransformerConfig, longest: int) -> int:
     """Positions that a cache is made for, `longest` or a little more, so that programs recur."""
-    if not _dense(config):  # blocks that are drawn by lot depend on the length trained with
+    if not dense(config):  # blocks that are drawn by lot depend on the length trained with
         return max(longest, config.context_length)
     length = -(-longest // 32) * 32
     return min(length, config.context_length) if longest <= config.context_length else length
 
 
-def prefill_size(config: DecoderConfig, known: int, length: int) -> int:
+def prefill_size(config: TransformerConfig, known: int, length: int) -> int:
     """How many tokens go through the model at once when `known` are to be cached.
 
     More than are known where the cache holds every position: what they leave is never read, since
     each position is written before any reads it. Not where they would take room among experts.
     """
-    if not known or not _dense(config) or config.experts.capacity:
+    if not known or not dense(config) or config.experts.capacity:
         return known
     step = 16 if known <= 128 else 128
     return min(-(-known // step) * step, length)
 
 
-def _dense(config: DecoderConfig) -> bool:
-    return all(isinstance(pattern, Causal) for pattern in config.attention.patterns)
-
-
 FLOAT32 = ("router",)  # parameters that are multiplied in float32 whatever else is
 
 
-def as_multiplied(config: DecoderConfig, params):
+def as_multiplied(config: TransformerConfig, params):
     """The parameters in the dtype that they are multiplied in, so that no step casts them."""
 
     def due(path, leaf) -> bool:
@@ -105,37 +103,73 @@ def as_multiplied(config: DecoderConfig, params):
     return jax.jit(lambda params: jax.tree_util.tree_map_with_path(cast, params))(params)
 
 
-def next_logits(config: DecoderConfig, params, tokens_B1, cache: Cache, vocab: int):
+def next_logits(
+    config: TransformerConfig,
+    params,
+    tokens_B1,
+    cache: Cache,
+    vocab: int,
+    reading: Reading = NOTHING,
+):
     """Logits [B, vocab] after one more token in every row, whole on every device, and the cache."""
-    model = Decoder(config, DECODE_RULES)
-    out = model.apply({"params": params}, tokens_B1, cache=cache)
+    model, more = model_of(config, DECODE_RULES), reading.at(cache.length)
+    out = model.apply({"params": params}, tokens_B1, cache=cache, **more)
     logits_BV = logits(out, DECODE_RULES)[:, 0]
     if explicit_mesh() is not None:  # sampling sorts rows, so they are made whole
         logits_BV = reshard(logits_BV, jax.P(None, None))
-    return logits_BV[:, :vocab], out.cache
+    new = out.cache
+    if reading.known_B is not None:
+        new = _kept(cache, new, reading.known_B)
+    # As it was: a scan over layers would hand back a copy.
+    return logits_BV[:, :vocab], new._replace(written=cache.written)
+
+
+def _kept(old: Cache, new: Cache, known_B) -> Cache:
+    """The new cache, with the keys and values of prompts that were read both ways as they were."""
+    at = old.length
+
+    def one(before: Slots, after: Slots) -> Slots:
+        def kept(x, y):
+            stays = (at < known_B).reshape((1,) * (x.ndim - 4) + (-1, 1, 1, 1))
+            parts = (jax.lax.dynamic_slice_in_dim(z, at, 1, axis=z.ndim - 2) for z in (x, y))
+            part = jnp.where(stays, *parts)
+            return jax.lax.dynamic_update_slice_in_dim(y, part, at, axis=y.ndim - 2)
+
+        return after._replace(k=kept(before.k, after.k), v=kept(before.v, after.v))
+
+    layers = (one(*pair) for pair in zip(old.layers, new.layers, strict=True))
+    return new._replace(layers=tuple(layers))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "size", "copies"))
-def prefilled(params, tokens_BL, known, *, config, size: int, copies: int = 1) -> Cache:
+def prefilled(
+    params, tokens_BL, known, reading: Reading = NOTHING, *, config, size: int, copies: int = 1
+) -> Cache:
     """The cache after the first `known` (at most `size`) of the tokens, every row `copies` times.
 
     Row b stands at b, B + b, 2 B + b and so on.
     """
     batch, length = tokens_BL.shape
-    cache = empty_cache(config, batch, length, DECODE_RULES)
+    side = config.decoder if config.kind == "encoder_decoder" else config
+    cache = empty_cache(side, batch, length, DECODE_RULES)
     if size:
-        model = Decoder(config, DECODE_RULES)
-        cache = model.apply({"params": params}, tokens_BL[:, :size], cache=cache).cache
+        model, more = model_of(config, DECODE_RULES), reading.first(size)
+        cache = model.apply({"params": params}, tokens_BL[:, :size], cache=cache, **more).cache
+    if copies == 1:
+        return cache._replace(length=known)
 
     def copied(x):
         return jnp.concatenate([x] * copies, axis=x.ndim - 4)
 
     layers = tuple(s._replace(k=copied(s.k), v=copied(s.v)) for s in cache.layers)
-    return Cache(layers if copies > 1 else cache.layers, known)
+    return Cache(layers, known, jax.tree.map(copied, cache.written))
 
 
 def rows_of(cache: Cache, rows_B) -> Cache:
-    """The cache with its rows taken from those at `rows_B`, int32 [B]."""
+    """The cache with its rows taken from those at `rows_B`, int32 [B], of the same sources.
+
+    What is kept of an encoder's side is therefore the same in both.
+    """
 
     def taken(x):
         lead = (slice(None),) * (x.ndim - 4)
@@ -163,7 +197,8 @@ def run(
     def one(state: State) -> State:
         i, tokens_BL = state.index, state.tokens_BL
         last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BL, i - 1, 1, axis=1)
-        logits_BV, cache = next_logits(config, params, last_B1, state.cache, vocab)
+        reading = request.reading
+        logits_BV, cache = next_logits(config, params, last_B1, state.cache, vocab, reading)
         scores_BV = logits_BV
         if method.penalised:
             known_L = (places_L < i)[None]
@@ -201,9 +236,10 @@ def _noted(top: Top, logits_BV, token_B, index) -> Top:
 
 
 def begun(
-    config: DecoderConfig,
+    config: TransformerConfig,
     params,
-    prompts: list[np.ndarray],
+    prompts: list[Given],
+    reading: Reading,
     length: int,
     copies: int = 1,
     top: int = 0,
@@ -211,11 +247,20 @@ def begun(
     """The state before the first token: prompts in a buffer [B * copies, L], their start cached."""
     tokens_BL = np.zeros((len(prompts), length), np.int32)
     for row, prompt in zip(tokens_BL, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    known = min(len(prompt) for prompt in prompts) - 1
-    size = prefill_size(config, known, length)
+        row[: len(prompt.tokens)] = prompt.tokens
+    counts = [len(prompt.tokens) for prompt in prompts]
+    known = min(counts) - 1
+    size = prefill_size(config, known if reading.known_B is None else max(counts), length)
+    if config.kind == "encoder_decoder":
+        size = max(size, 1)  # with a token the layers read the source
     cache = prefilled(
-        params, jnp.asarray(tokens_BL), jnp.int32(known), config=config, size=size, copies=copies
+        params,
+        jnp.asarray(tokens_BL),
+        jnp.int32(known),
+        reading,
+        config=config,
+        size=size,
+        copies=copies,
     )
     rows = len(prompts) * copies
     noted = None

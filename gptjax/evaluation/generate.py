@@ -23,8 +23,9 @@ from gptjax.evaluation.decode import (
     on_mesh,
     run,
 )
+from gptjax.evaluation.reading import Given, checked, reading_of, room
 from gptjax.evaluation.sampling import Sampling
-from gptjax.models.config import DecoderConfig
+from gptjax.models.config import TransformerConfig
 
 SPREAD = 32  # prompts whose lengths differ by more than this are not decoded together
 
@@ -64,7 +65,7 @@ class Clock:
 
 
 def generate(
-    config: DecoderConfig,
+    config: TransformerConfig,
     params,
     prompts,
     count: int,
@@ -84,9 +85,10 @@ def generate(
 ) -> list[np.ndarray]:
     """Up to `count` tokens after each prompt; each row ends before its stop token.
 
-    prompts: int array [B, P], or a list of arrays of any lengths; what follows one does not depend
-    on the others. The rows that come back are those of the first prompt, `num_samples` of them,
-    then those of the second; sample i of every prompt draws from the same random numbers.
+    prompts: int array [B, P], or a list of arrays of any lengths, or of `Given`, which have what is
+    read both ways or by an encoder; what follows one does not depend on the others. The rows that
+    come back are those of the first prompt, `num_samples` of them, then those of the second; sample
+    i of every prompt draws from the same random numbers.
     `on_tokens(row, tokens)` is called with the new tokens of a row, `every` tokens at a time; the
     row ends when it returns True. Learned positions end with the context: rows are cut there.
     `vocab_size` leaves out padded ids that no tokenizer knows. BadInput for what cannot be.
@@ -110,7 +112,7 @@ def generate(
 
 
 def generate_rows(
-    config: DecoderConfig,
+    config: TransformerConfig,
     params,
     prompts,
     count: int,
@@ -134,7 +136,7 @@ def generate_rows(
     vocab = checked_vocabulary(config, count, vocab_size)
     if not 0 <= top <= vocab:
         raise BadInput(f"top = {top} must be 0 or more and at most the vocabulary of {vocab}")
-    prompts = checked_prompts(config, prompts)
+    prompts = checked(config, prompts)
     if count == 0:
         none = np.zeros(0, np.int32)
         return [Row(none, "length") for _ in range(len(prompts) * num_samples)]
@@ -142,19 +144,21 @@ def generate_rows(
     params, mesh = on_mesh(params, mesh)
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         params = as_multiplied(config, params)
-        for group in groups([len(prompt) for prompt in prompts], max(batch_size // num_samples, 1)):
+        for group in groups(sizes(prompts), max(batch_size // num_samples, 1)):
             mine = [prompts[i] for i in group]
-            lengths = np.tile([len(prompt) for prompt in mine], num_samples)
+            lengths = np.tile([len(prompt.tokens) for prompt in mine], num_samples)
             limits = np.minimum(lengths + count, room(config, int(lengths.max()) + count))
+            length = cache_length(config, int(limits.max()))
+            reading = reading_of(config, mine, length)
             request = Request(
                 jnp.asarray(lengths, jnp.int32),
                 jnp.asarray(limits, jnp.int32),
                 keys_of(sampling.seed, np.repeat(np.arange(num_samples), len(mine))),
                 sampling.settings,
                 jnp.int32(stop_token),
+                reading.later(num_samples),
             )
-            length = cache_length(config, int(limits.max()))
-            state = begun(config, params, mine, length, num_samples, top)
+            state = begun(config, params, mine, reading, length, num_samples, top)
             # Row j of the batch is sample j // B of the group's prompt j mod B.
             places = [i * num_samples + sample for sample in range(num_samples) for i in group]
             heard = _Heard(places, lengths, stop_token, on_tokens)
@@ -234,6 +238,11 @@ def _finished(state: State, lengths, limits, stop_token: int, ended: dict[int, i
     return rows
 
 
+def sizes(prompts: list[Given]) -> list[int]:
+    """How many tokens are read before the first is written: of the source, where there is one."""
+    return [len(one.tokens if one.source is None else one.source) for one in prompts]
+
+
 def groups(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Which prompts are decoded together: at most `most`, of lengths within SPREAD tokens."""
     found: list[list[int]] = []
@@ -246,13 +255,7 @@ def groups(lengths: Sequence[int], most: int) -> list[list[int]]:
     return found
 
 
-def room(config: DecoderConfig, wanted: int) -> int:
-    """Positions that a sequence may have: those of the position tables, where there are any."""
-    tables = config.position_axes or config.attention.top_query == "positions"
-    return min(wanted, config.context_length) if tables else wanted
-
-
-def checked_vocabulary(config: DecoderConfig, count: int, vocab_size: int | None) -> int:
+def checked_vocabulary(config: TransformerConfig, count: int, vocab_size: int | None) -> int:
     """How many ids may be drawn; BadInput for a count or a number that cannot be."""
     vocab = config.outputs if vocab_size is None else vocab_size
     if count < 0 or not 0 < vocab <= config.outputs:
@@ -261,24 +264,3 @@ def checked_vocabulary(config: DecoderConfig, count: int, vocab_size: int | None
             f"{config.outputs}"
         )
     return vocab
-
-
-def checked_prompts(config: DecoderConfig, prompts) -> list[np.ndarray]:
-    """Every prompt as int32 [P]; BadInput for one that the model cannot begin with."""
-    prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
-    if not prompts:
-        raise BadInput("there is no prompt: give at least one")
-    for prompt in prompts:
-        if not prompt.size:
-            raise BadInput("the prompt is empty: give at least one token")
-        unknown = prompt[(prompt < 0) | (prompt >= config.vocab_size)]
-        if unknown.size:
-            raise BadInput(
-                f"token {unknown[0]} of the prompt is not in the vocabulary of {config.vocab_size}"
-            )
-        if room(config, len(prompt) + 1) <= len(prompt):
-            raise BadInput(
-                f"a prompt of {len(prompt)} tokens leaves no room in a context of "
-                f"{config.context_length}"
-            )
-    return prompts

@@ -14,7 +14,8 @@ import numpy as np
 
 from gptjax.errors import BadInput, printable
 from gptjax.evaluation.beams import beam_search
-from gptjax.evaluation.generate import Clock, Row, checked_prompts, generate_rows
+from gptjax.evaluation.generate import Clock, Row, generate_rows
+from gptjax.evaluation.reading import Given, checked
 from gptjax.evaluation.sampling import Sampling
 from gptjax.models.config import DecoderConfig
 
@@ -32,10 +33,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is continued: int32 [P] with the document's start, and the text that they are of."""
+    """What is continued: int32 [P] with the document's start, and the text that they are of.
+
+    given: what a model reads of it beside them, where it does.
+    """
 
     ids: np.ndarray
     text: str
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Text:
 
     text: without the stop string; tokens: up to the one with which the stop string was whole;
     ended: "end" (of the document), "stop" (a stop string) or "length"; score: of a beam; row: the
-    same as numbers, of a drawn one.
+    same as numbers, of a drawn one. Where blanks of the prompt were filled, `blanks` has the name
+    and the text of each, and `text` is all of it.
     """
 
     prompt: Prompt
@@ -54,6 +60,7 @@ class Text:
     ended: str
     score: float | None = None
     row: Row | None = None
+    blanks: tuple[tuple[str, str], ...] | None = None
 
     def record(self) -> dict:
         """A JSON object for a line of a file."""
@@ -64,6 +71,8 @@ class Text:
             "tokens": self.tokens.tolist(),
             "ended": self.ended,
         }
+        if self.blanks is not None:
+            record["blanks"] = [list(blank) for blank in self.blanks]
         if self.score is not None:
             record["score"] = self.score
         if self.row is not None and self.row.logprobs is not None:
@@ -196,7 +205,7 @@ def encoded(source: Source, prompts: Iterable[str | Sequence[int]], begin: str) 
                 f"a prompt of {len(prompt.ids)} tokens ({_short(prompt.text)}) leaves no room in "
                 f"the model's context of {context}: give at most {context - 1}"
             )
-    checked_prompts(source.config, [prompt.ids for prompt in found])
+    checked(source.config, [prompt.ids for prompt in found])
     return found
 
 
@@ -239,7 +248,7 @@ def generate_texts(
     rows = generate_rows(
         source.config,
         source.params,
-        [prompt.ids for prompt in prompts],
+        [prompt.given or prompt.ids for prompt in prompts],
         count,
         sampling,
         num_samples=num_samples,
@@ -278,7 +287,7 @@ def search_texts(
     found = beam_search(
         source.config,
         source.params,
-        [prompt.ids for prompt in prompts],
+        [prompt.given or prompt.ids for prompt in prompts],
         count,
         beams=beams,
         length_penalty=length_penalty,

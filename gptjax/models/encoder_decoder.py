@@ -55,7 +55,7 @@ class EncoderDecoder(Stack):
         c = self.config
         table_VD = self.words()
         routings = []
-        if written_BSD is None:
+        if written_BSD is None and (cache is None or cache.written is None):
             inputs = Inputs(jnp.arange(source_BS.shape[1]), source_segments_BS)
             x_BSD = self.widened(self.vectors(table_VD, source_BS))
             side = Side(c.encoder, self.rules, name="encoder")
