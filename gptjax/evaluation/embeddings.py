@@ -44,11 +44,13 @@ def sentence_embeddings(
     order = np.argsort([len(row) for row in rows], kind="stable")
     out = np.zeros((len(rows), config.d_model), np.float32)
     params, mesh = on_mesh(source.params)
+    ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    filled = -(-min(batch_size, len(rows)) // ways) * ways
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         for low in range(0, len(rows), batch_size):
             some = order[low : low + batch_size]
             longest = min(-(-len(rows[some[-1]]) // STEP) * STEP, config.context_length)
-            tokens = np.zeros((min(batch_size, len(rows)), longest), np.int32)
+            tokens = np.zeros((filled, longest), np.int32)
             mask = np.zeros_like(tokens)
             for n, row in enumerate(some):
                 tokens[n, : len(rows[row])], mask[n, : len(rows[row])] = rows[row], 1

@@ -5,12 +5,14 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gptjax import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import BadInput
 from gptjax.evaluation.embeddings import sentence_embeddings
 from gptjax.models.build import init_params, model_of
+from gptjax.parallel import MeshConfig, make_mesh
 
 SIZES = {"vocab_size": 257, "context_length": 48, "num_layers": 1, "d_model": 16, "num_heads": 2}
 TEXTS = ["one", "a text that is longer than the others", "été", "one", "x"]
@@ -35,6 +37,15 @@ def test_a_vector_is_the_normed_mean_of_a_text_s_tokens(kind):
     states = np.asarray(said if kind is EncoderDecoderConfig else said.states_BTD)[0]
     mean = states.mean(0)
     assert np.allclose(found[1], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_mesh_that_does_not_divide_the_texts():
+    model = source(EncoderConfig(**SIZES, init="fan_in"))
+    found = sentence_embeddings(model, TEXTS, length=24)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
+    params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+    spread = types.SimpleNamespace(**{**vars(model), "params": params})
+    assert np.allclose(sentence_embeddings(spread, TEXTS, length=24), found, atol=1e-6)
 
 
 def test_what_gives_no_vectors_is_one_line():
