@@ -1,27 +1,43 @@
 """Encoders, encoder-decoders and prefix models on the embedded corpus, in minutes on a laptop.
 
-All have the quickstart's data, optimizer and about its size, so that their curves stand beside it.
+All have the quickstart's text, optimizer and number of training tokens, and are as wide; depths
+are chosen so that a step costs about as many FLOPs. Their losses are of different tasks: README.md
+says which figures stand on one axis.
 """
 
 import dataclasses
 
 from experiments.quickstart import quickstart
 from gptjax import (
+    GLM,
+    UL2,
+    DecoderConfig,
     EncoderConfig,
     EncoderDecoderConfig,
     Experiment,
     MaskedLM,
+    PermutationLM,
     SpanCorruption,
-    TrainConfig,
+    TwoStreamConfig,
     register,
 )
-from gptjax.models.config_parts import AttentionConfig
+from gptjax.models.config import AttentionConfig
+
+SIZES = {"vocab_size": 384, "d_model": 128, "num_heads": 2}
+MODERN = {"norm": "rmsnorm", "biases": "none", "tied_embeddings": False}
+T5 = EncoderDecoderConfig(
+    **SIZES,
+    **MODERN,
+    num_layers=3,
+    positions="relative_bias",
+    attention=AttentionConfig(scale="one"),
+    init="t5",
+)
 
 
-def variant(**parts) -> Experiment:
-    """The quickstart with other parts."""
-    base = quickstart()
-    return dataclasses.replace(base, **{"train": TrainConfig(tokens=2_300_000)} | parts)
+def variant(name: str, model, objective) -> Experiment:
+    """The quickstart with another model and objective."""
+    return dataclasses.replace(quickstart(), name=name, model=model, objective=objective)
 
 
 @register
@@ -31,36 +47,54 @@ def bert_quick() -> Experiment:
     python experiments/run.py --exp=bert_quick
     """
     model = EncoderConfig(
-        vocab_size=258,
-        num_layers=4,
-        d_model=128,
-        num_heads=2,
-        norm="rmsnorm",
-        positions="rotary",
-        biases="none",
-        init="fan_in_zero",
-        tied_embeddings=False,
-        head="plain",
+        **SIZES, **MODERN, num_layers=4, positions="rotary", init="fan_in", head="plain"
     )
-    return variant(name="bert_quick", model=model, objective=MaskedLM())
+    return variant("bert_quick", model, MaskedLM())
 
 
 @register
 def t5_quick() -> Experiment:
-    """A byte-level T5: an encoder reads text with gaps, a decoder fills them.
+    """A byte-level T5: an encoder reads text with gaps of 3 bytes, a decoder fills them.
 
     python experiments/run.py --exp=t5_quick
     """
-    model = EncoderDecoderConfig(
-        vocab_size=384,
-        num_layers=3,
-        d_model=128,
-        num_heads=2,
-        norm="rmsnorm",
-        positions="relative_bias",
-        attention=AttentionConfig(scale="one"),
-        biases="none",
-        init="t5",
-        tied_embeddings=False,
+    return variant("t5_quick", T5, SpanCorruption())
+
+
+@register
+def ul2_quick() -> Experiment:
+    """A byte-level UL2: seven ways to cut text out, each with a mode token.
+
+    python experiments/run.py --exp=ul2_quick
+    """
+    return variant("ul2_quick", T5, UL2())
+
+
+@register
+def glm_quick() -> Experiment:
+    """A byte-level GLM: one stack reads text with blanks both ways and fills them in order.
+
+    A third of the rows each has short spans, whole lines and the end of the window as blanks.
+
+    python experiments/run.py --exp=glm_quick
+    """
+    model = DecoderConfig(
+        **SIZES,
+        **MODERN,
+        num_layers=4,
+        context_length=256,
+        positions="learned_blocks",
+        init="fan_in",
     )
-    return variant(name="t5_quick", model=model, objective=SpanCorruption())
+    objective = GLM(sentence_share=1 / 3, document_share=1 / 3)
+    return variant("glm_quick", model, objective)
+
+
+@register
+def xlnet_quick() -> Experiment:
+    """A byte-level XLNet: a sixth of the bytes is predicted, in random orders, by a second stream.
+
+    python experiments/run.py --exp=xlnet_quick
+    """
+    model = TwoStreamConfig(**SIZES, num_layers=4, biases="mlp", activation="gelu_tanh")
+    return variant("xlnet_quick", model, PermutationLM())

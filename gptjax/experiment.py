@@ -96,6 +96,12 @@ class Experiment:
         return self.step_flops.training * self.steps
 
     @property
+    def passed_per_step(self) -> float:
+        """Tokens that pass all parameters: of an encoder-decoder half a token on either side."""
+        tokens, source = self.lengths.tokens, self.lengths.source
+        return self.data.batch_size * (tokens if not source else (tokens + source) / 2)
+
+    @property
     def steps(self) -> int:
         return self.train.steps or -(-self.train.tokens // self.tokens_per_step)
 

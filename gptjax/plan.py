@@ -316,8 +316,7 @@ def show(plan: Plan) -> None:
             flops.add_row(PARTS.get(field.name, field.name), short(count), short(3 * count))
     flops.add_row("total", short(f.forward), short(f.training))
     console.print(flops)
-    passed = e.lengths.tokens + e.lengths.source
-    rule = 6 * c.active * passed / e.lengths.raw
+    rule = 6 * c.active * e.passed_per_step / e.tokens_per_step
     shape = tuple(plan.mesh_shape.values())
     kernels = kernels_line(e, shape, plan.devices_here, plan.kernel)
     console.print(

@@ -269,14 +269,12 @@ class Ledger:
         one; the rule of thumb counts what passes the model.
         """
         experiment = self.experiment
-        lengths, tokens = experiment.lengths, step * experiment.tokens_per_step
-        passed = step * experiment.data.batch_size * (lengths.tokens + lengths.source)
-        figures = {"tokens": tokens}
+        figures = {"tokens": step * experiment.tokens_per_step}
         if experiment.objective.kind != "next_token":
             figures["predicted_tokens"] = step * experiment.predicted_per_step
         return figures | {
             "flops": self.step_flops * step,
-            "flops_6nd": 6 * self.counts.active * passed,
+            "flops_6nd": 6 * self.counts.active * step * experiment.passed_per_step,
         }
 
     def headline(self) -> str:
