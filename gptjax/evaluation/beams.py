@@ -2,13 +2,15 @@
 
 Finished hypotheses are ranked by log P / ((5 + n) / 6)^penalty with n their tokens, the stop token
 among them (arXiv 1609.08144, section 7, without its coverage term). With at least as many beams as
-there are prefixes it is exhaustive.
+there are prefixes it is exhaustive. The rule of transformers 5 is another: log P / n^penalty, a
+hypothesis ends only among the K best of a step, and the search when none that goes on would be
+better than the worst finished if it ended now.
 """
 
 import functools
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ from gptjax.models.config import TransformerConfig
 from gptjax.models.layers import Cache
 
 NEVER = -1e30  # the score of a hypothesis that is none
+Rule = Literal["gnmt", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,15 @@ class Bounds(NamedTuple):
     reading: Reading
 
 
-def normalised(logprob, tokens, penalty):
+def normalised(logprob, tokens, penalty, rule: Rule = "gnmt"):
     """A hypothesis's score: its log probability by the length penalty for so many tokens."""
-    return logprob / ((5.0 + tokens) / 6.0) ** penalty
+    return logprob / (tokens if rule == "transformers" else (5.0 + tokens) / 6.0) ** penalty
 
 
-@functools.partial(jax.jit, static_argnames=("config", "vocab"), donate_argnames=("search",))
-def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int) -> Search:
+@functools.partial(
+    jax.jit, static_argnames=("config", "vocab", "rule"), donate_argnames=("search",)
+)
+def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int, rule: Rule) -> Search:
     beams, batch, _ = search.tokens_KBL.shape
 
     def step(s: Search) -> Search:
@@ -106,11 +111,14 @@ def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int) -> 
         stops_CB = token_CB == bounds.stop
         live_B = s.going_B & (i >= bounds.lengths_B)
 
-        ended_CB = jnp.where(stops_CB & live_B[None], best_CB, NEVER)
+        ends_CB = stops_CB & live_B[None]
+        if rule == "transformers":
+            ends_CB = ends_CB & (jnp.arange(len(ends_CB)) < beams)[:, None]
+        ended_CB = jnp.where(ends_CB, best_CB, NEVER)
+        score_CB = normalised(best_CB, generated_B[None].astype(jnp.float32), bounds.penalty, rule)
+        score_CB = jnp.where(ends_CB, score_CB, NEVER)
         histories_CBL = _from(s.tokens_KBL, parent_CB)
-        finished = _merged(
-            s.finished, histories_CBL, ended_CB, normalised_at(ended_CB, generated_B, bounds), i + 1
-        )
+        finished = _merged(s.finished, histories_CBL, ended_CB, score_CB, i + 1)
 
         logprob_KB, order_KB = _best(jnp.where(stops_CB, NEVER, best_CB), beams)
         parent_KB = jnp.take_along_axis(parent_CB, order_KB, axis=0)
@@ -129,7 +137,9 @@ def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int) -> 
 
         # Log probabilities only fall, so this is the best that any beam can come to.
         most_B = jnp.where(bounds.penalty > 0, bounds.limits_B - bounds.lengths_B, generated_B + 1)
-        reach_B = normalised(logprob_KB.max(0), most_B.astype(jnp.float32), bounds.penalty)
+        if rule == "transformers":
+            most_B = generated_B
+        reach_B = normalised(logprob_KB.max(0), most_B.astype(jnp.float32), bounds.penalty, rule)
         settled_B = finished.score_KB.min(0) >= reach_B
         settled_B = s.settled_B | (live_B & settled_B)
         going_B = s.going_B & ~settled_B & (i + 1 < bounds.limits_B)
@@ -139,11 +149,6 @@ def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int) -> 
         return jnp.any(s.going_B)
 
     return jax.lax.while_loop(more, step, search)
-
-
-def normalised_at(logprob_CB, generated_B, bounds: Bounds):
-    score_CB = normalised(logprob_CB, generated_B[None].astype(jnp.float32), bounds.penalty)
-    return jnp.where(logprob_CB <= NEVER, NEVER, score_CB)
 
 
 def _best(score_CB, count: int):
@@ -185,6 +190,7 @@ def beam_search(
     vocab_size: int | None = None,
     mesh=None,
     batch_size: int = 64,
+    rule: Rule = "gnmt",
 ) -> list[list[Beam]]:
     """The best `num_results` continuations of each prompt, best first.
 
@@ -222,8 +228,8 @@ def beam_search(
                 reading.later(beams),
             )
             search = _begun(config, params, mine, reading, length, beams)
-            search = _searched(params, search, bounds, config=config, vocab=vocab)
-            for i, result in zip(group, _ranked(search, bounds, num_results), strict=True):
+            search = _searched(params, search, bounds, config=config, vocab=vocab, rule=rule)
+            for i, result in zip(group, _ranked(search, bounds, num_results, rule), strict=True):
                 found[i] = result
     return [found[i] for i in range(len(prompts))]
 
@@ -247,7 +253,7 @@ def _begun(
     return Search(state.index, *arrays, state.cache, everywhere(going_B), everywhere(~going_B))
 
 
-def _ranked(search: Search, bounds: Bounds, count: int) -> list[list[Beam]]:
+def _ranked(search: Search, bounds: Bounds, count: int, rule: Rule) -> list[list[Beam]]:
     """The best of the finished hypotheses and of those that were cut by their limit."""
     tokens_KBL, logprob_KB = np.asarray(search.tokens_KBL), np.asarray(search.logprob_KB)
     finished, settled_B = jax.tree.map(np.asarray, (search.finished, search.settled_B))
@@ -262,7 +268,7 @@ def _ranked(search: Search, bounds: Bounds, count: int) -> list[list[Beam]]:
                 every.append(Beam(tokens, *values, "stop"))
             if logprob_KB[k, b] > NEVER / 2 and not settled_B[b]:
                 logprob = float(logprob_KB[k, b])
-                score = float(normalised(logprob, float(limit - start), penalty))
+                score = float(normalised(logprob, float(limit - start), penalty, rule))
                 every.append(Beam(tokens_KBL[k, b, start:limit], logprob, score, "length"))
         results.append(sorted(every, key=lambda beam: -beam.score)[:count])
     return results
