@@ -148,6 +148,11 @@ def _opened(source: str, kind: str, path: Path) -> Checkpoint:
         _check_folder(path, kind)
         fields = Fields(read_json(path / "config.json"), str(path / "config.json"))
         family = _named(fields)
+        if "encoder" not in family.kinds and fields.tree.get("is_causal", True) is not True:
+            raise BadInput(  # where it is false or null, transformers lets all positions see all
+                f"{fields.source}: is_causal is {fields.tree['is_causal']!r}, which no model here "
+                "has; true is read"
+            )
         store = open_safetensors(path, str(path))
     fields.told = family.tell(store.shapes, lambda one, other: _alike(store, one, other, rows=64))
     config = family.read(fields)

@@ -91,6 +91,8 @@ CHANGES = [
     ({"n_layer": 4096}, r"lacks the tensor 'transformer.h.4095.ln_1.weight'; did you mean"),
     ({"n_layer": 1}, r"holds the tensor 'transformer.h.1.*no parameter for \(nearest: '"),
     ({"tie_word_embeddings": False}, r"lacks the tensor 'lm_head.weight'"),
+    ({"is_causal": False}, r"is_causal is False, which no model here has; true is read"),
+    ({"is_causal": None}, r"is_causal is None, which no model here has; true is read"),
 ]  # fmt: skip
 
 

@@ -100,7 +100,8 @@ def write_gguf(path, tensors: dict, kinds: dict, fields: dict | None = None):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500.0)
     for name, value in (fields or {}).items():
-        writer.add_array(name, value) if isinstance(value, list) else writer.add_string(name, value)
+        kind = {bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+        kind.get(type(value), writer.add_string)(name, value)
     for name, value in tensors.items():
         kind = kinds.get(name.split(".")[-2])
         if kind is None:
@@ -217,6 +218,9 @@ def test_gguf_that_cannot_be_read_is_one_line(tmp_path):
         load(f"gguf:{path}")
     write_gguf(path, tensors, {}, {"llama.rope.scaling.factor": "4.0"})
     with pytest.raises(BadInput, match=r"rope\.scaling\.factor is '4\.0', which no model here"):
+        load(f"gguf:{path}")
+    write_gguf(path, tensors, {}, {"llama.attention.causal": False})
+    with pytest.raises(BadInput, match=r"attention\.causal is False, which no model here"):
         load(f"gguf:{path}")
     words = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": list("abcdefgh" * 5)}
     write_gguf(path, tensors, {}, words)

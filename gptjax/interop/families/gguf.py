@@ -35,6 +35,7 @@ def family_of(store: GgufStore) -> Family:
 
 def read_llama(f: Fields) -> DecoderConfig:
     """LLaMA, and Mixtral, which has the same architecture there."""
+    f.only(**{"attention.causal": True})
     f.only(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
     d_model, heads = f.count("embedding_length"), f.count("attention.head_count")
     size = f.count("attention.key_length", max(d_model // heads, 1))
@@ -71,6 +72,7 @@ def read_llama(f: Fields) -> DecoderConfig:
 
 def read_gpt2(f: Fields) -> DecoderConfig:
     """GPT-2."""
+    f.only(**{"attention.causal": True})
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),
         context_length=f.count("context_length"),
