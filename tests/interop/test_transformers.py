@@ -38,7 +38,10 @@ def test_in_and_out(name, tmp_path):
     """Random weights of another seed than the stored ones."""
     theirs = peers.model(name, seed=5)
     found = load(f"hf:{peers.save(theirs, tmp_path / 'theirs')}")
-    tokens = peers.tokens_of(name, rows=3, length=13 if name != "mistral" else 12, seed=6)
+    shape = {"rows": 3, "length": 13 if name != "mistral" else 12}
+    if found.config.kind not in ("decoder", "two_stream"):
+        shape = {}  # as of the stored ones, whose programs are compiled already
+    tokens = peers.tokens_of(name, seed=6, **shape)
     wanted = peers.logits_of(theirs, tokens)
     assert_close(computed(found, tokens), wanted)
     export(found.config, found.params, tmp_path / "ours")

@@ -249,7 +249,11 @@ MEGATRON_BERT = bert(
 
 
 def read_roberta(f: Fields) -> EncoderConfig:
-    """roberta: positions from the row after that of the padding; the head's unit is fixed."""
+    """roberta: positions from the row after that of the padding; the head's unit is fixed.
+
+    There a token of padding has no place of its own: where one stands before text, the text's
+    places have to be given as positions_BT.
+    """
     offset = f.count("pad_token_id", 1) + 1
     activations = {"gelu": "gelu_erf"} if f.told.get("transform", False) else ACTIVATIONS
     return EncoderConfig(**encoder(f, offset, activations=activations))
