@@ -80,6 +80,22 @@ def test_meta_s_own_files(tmp_path):
     found = load(f"meta:{tmp_path}")
     assert (found.config.d_ff, found.config.vocab_size) == (20, 37)
     assert_close(computed(found, tokens), wanted)
+    for more, line in {
+        "yarn": r"yarn is \{'factor': 8\}, which no model here has",
+        "use_biases": "use_biases is {'factor': 8}, which no model here has; False is read",
+        "rope_tetha": "did you mean 'rope_theta'",
+    }.items():
+        (tmp_path / "params.json").write_text(json.dumps(params | {more: {"factor": 8}}))
+        with pytest.raises(BadInput, match=line):
+            load(f"meta:{tmp_path}")
+    headless = renamed(tensors, META)
+    del headless["output.weight"]
+    save_file(headless, tmp_path / "consolidated.safetensors")
+    (tmp_path / "params.json").write_text(json.dumps(params | {"max_batch_size": 8, "yarn": None}))
+    with pytest.raises(BadInput, match=r"lacks the tensor 'output\.weight'"):
+        load(f"meta:{tmp_path}")
+    (tmp_path / "params.json").write_text(json.dumps(params | {"tied_embeddings": True}))
+    assert load(f"meta:{tmp_path}").config.tied_embeddings
     (tmp_path / "consolidated.safetensors").unlink()
     (tmp_path / "consolidated.00.pth").write_bytes(pickle.dumps(tensors))
     with pytest.raises(BadInput, match=r"00\.pth is a pickle, which may run any code"):

@@ -3,26 +3,62 @@
 Mistral's own files (params.json, consolidated.safetensors) have the same names.
 """
 
+from gptjax.errors import BadInput, did_you_mean
 from gptjax.interop.family import Family, Row, separate
 from gptjax.interop.fields import Fields
 from gptjax.interop.stores import Store
 from gptjax.models.config import AttentionConfig, DecoderConfig, RotaryConfig
 
+READ = (
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "hidden_dim",
+    "ffn_dim_multiplier",
+    "multiple_of",
+    "vocab_size",
+    "norm_eps",
+    "rope_theta",
+    "sliding_window",
+    "max_seq_len",
+    "max_position_embeddings",
+    "tied_embeddings",
+)
+OF_RUNNING = ("max_batch_size", "model_parallel", "model_parallel_size")
+# Fields that other models have, with the value that says they are not there.
+WITHOUT = {
+    "causal": True,
+    "model_type": "transformer",
+    "moe": None,
+    "quantization": None,
+    "use_biases": False,
+    "use_qk_norm": False,
+    "use_scaled_rope": False,
+}
+
 
 def completed(tree: dict, store: Store) -> dict:
-    """A params.json with what only the tensors tell: the vocabulary, and whether it is tied."""
+    """A params.json with what only the tensors tell: the vocabulary, where it is not said."""
     shape = store.shapes.get("tok_embeddings.weight", (0,))
     size = tree.get("vocab_size")
     given = size if type(size) is int and size > 0 else shape[0]  # LLaMA's first files say -1
-    return tree | {"vocab_size": given, "tied": "output.weight" not in store.shapes}
+    return tree | {"vocab_size": given}
 
 
 def read_meta(f: Fields) -> DecoderConfig:
     """The sizes of a params.json; the feed-forward width follows from rules where it is not given.
 
-    Where no longest sequence is named it is 2048, that of the first models.
+    Where no longest sequence is named it is 2048, that of the first models. The head is the table
+    of tokens only where `tied_embeddings` says so. BadInput for a field of unknown meaning.
     """
-    f.only(use_scaled_rope=False, moe=None)
+    f.only(**WITHOUT)
+    known = (*READ, *OF_RUNNING, *WITHOUT)
+    for name, value in f.tree.items():
+        if value is not None and name not in known:
+            near = did_you_mean(name, known)
+            raise BadInput(f"{f.source}: {name} is {value!r}, which no model here has{near}")
     d_model, heads = f.count("dim"), f.count("n_heads")
     width = f.count("hidden_dim", 0)
     if not width:
@@ -32,7 +68,7 @@ def read_meta(f: Fields) -> DecoderConfig:
     size = f.count("head_dim", 0)
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),
-        context_length=f.count("max_seq_len", 2048),
+        context_length=f.count("max_seq_len", f.count("max_position_embeddings", 2048)),
         num_layers=f.count("n_layers"),
         d_model=d_model,
         num_heads=heads,
@@ -48,7 +84,7 @@ def read_meta(f: Fields) -> DecoderConfig:
         norm_epsilon=f.positive("norm_eps", 1e-5),
         activation="swiglu",
         biases="none",
-        tied_embeddings=f.flag("tied", False),
+        tied_embeddings=f.flag("tied_embeddings", False),
     )
 
 
@@ -70,4 +106,5 @@ META = Family(
         Row("head", "output.weight"),
     ),
     ignored=(r"rope\.freqs",),
+    alias="output.weight",
 )
