@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.errors import BadInput, did_you_mean
+from gptjax.interop.ggufheader import check_header, check_places
 from gptjax.interop.layouts import Range
 
 KINDS = ("F64", "F32", "F16", "BF16")
@@ -88,14 +89,19 @@ class GgufStore(Store):
             raise BadInput(f"{source} needs the package gguf: pip install 'gptjax[hf]'") from None
         self.source = source
         _check_file(path)
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise BadInput(f"{path} is no GGUF file: it does not begin with GGUF")
+        check_header(path)
         try:
             reader = gguf.GGUFReader(path)
         except Exception as error:  # the reader has no error of its own
             raise BadInput(f"{path} is damaged or cut short: {_words(error)}") from None
-        self.fields = {name: field.contents() for name, field in reader.fields.items()}
+        first, step = reader.data_offset, int(reader.alignment)
+        check_places(reader.tensors, first, step, path.stat().st_size, path)
+        self.fields = {}
+        for name, field in reader.fields.items():
+            try:
+                self.fields[name] = field.contents()
+            except ValueError:
+                raise BadInput(f"{path} is damaged: its field {name!r} is not UTF-8") from None
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._dequantize = gguf.dequantize
         self.shapes = {

@@ -251,6 +251,33 @@ def test_gguf_that_cannot_be_read_is_one_line(tmp_path):
         load(f"gguf:{path}")
 
 
+@pytest.mark.parametrize(
+    "old,shift,bit,line",
+    [
+        (b"blk.0.attn_norm.weight", 38, 2, "'blk.0.attn_norm.weight' begins at byte"),
+        (b"tokenizer.ggml.tokens", 45, 7, "its field 'tokenizer.ggml.tokens' is not UTF-8"),
+        (b"tokenizer.ggml.token_type", 38, 4, "in its field 'tokenizer.ggml.token_type', at byte"),
+        (b"tokenizer.ggml.token_type", -4, 5, r"in its field \d+, .*its name would have"),
+        (b"output_norm.weight", 0, 7, r"in its tensor \d+, .*its name is not UTF-8"),
+        (b"output_norm.weight", 18, 4, "tensor 'output_norm.weight', at byte .* has 17 axes"),
+        (b"llama.block_count", 17, 4, r"'llama.block_count', at byte .* has a value of type 20"),
+    ],
+)
+def test_one_flipped_bit_in_the_header_of_a_gguf(old, shift, bit, line, tmp_path):
+    pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    words = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": list("abcdefgh" * 5)}
+    write_gguf(path, renamed(wide_llama(), GGUF), {}, words | {"tokenizer.ggml.token_type": [1] * 9})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(old) + shift] ^= 1 << bit
+    path.write_bytes(raw)
+    with pytest.raises(BadInput, match=line):
+        load(f"gguf:{path}")
+    path.write_bytes(raw[:500])
+    with pytest.raises(BadInput, match=r"m\.gguf is damaged or cut short in its field"):
+        load(f"gguf:{path}")
+
+
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
 def test_gpt2_by_the_names_of_its_authors(form, tmp_path):
     _, tensors, tokens, wanted = stored("gpt2")
