@@ -146,7 +146,7 @@ class Family:
                     f"{source}: the tensor {name!r} is of type {kind}, which is not read; F64, "
                     "F32, F16 and BF16 are, and of GGUF also Q8_0, Q4_0 and Q4_1"
                 )
-        again = {name for name, _ in self.again(leaves, config)}
+        again = self.again(leaves, config)
         for name in sorted(spare):
             if name in again or any(re.fullmatch(p, name) for p in self._all_ignored()):
                 continue
@@ -156,12 +156,12 @@ class Family:
                 + (f" (nearest: {near[0]!r})" if near else "")
             )
 
-    def again(self, leaves: dict[str, Leaf], config: TransformerConfig) -> list[tuple[str, str]]:
-        """Tensors that may stand in a file a second time, each with the name they have too."""
+    def again(self, leaves: dict[str, Leaf], config: TransformerConfig) -> dict[str, str]:
+        """Names under which tensors may stand in a file a second time, with their first names."""
         tied = [(self.alias, "embedding")] * (config.tied_embeddings and bool(self.alias))
         known = [(name, path) for name, path in (*tied, *self.copies) if path in leaves]
-        names = [(name, leaves[path].pieces[0].name) for name, path in known]
-        return names + [(name.removeprefix(self.body), other) for name, other in names]
+        names = {name: leaves[path].pieces[0].name for name, path in known}
+        return names | {name.removeprefix(self.body): other for name, other in names.items()}
 
     def _all_ignored(self) -> Iterator[str]:
         yield from self.ignored

@@ -177,7 +177,7 @@ def check_alias(found: Checkpoint, leaves: dict[str, Leaf]) -> None:
     Transformers would untie such a model.
     """
     store = found.store
-    for alias, name in found.family.again(leaves, found.config):
+    for alias, name in found.family.again(leaves, found.config).items():
         if alias not in store.shapes or alias == name:
             continue
         if store.kind(alias) is not None:

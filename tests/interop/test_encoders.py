@@ -9,12 +9,14 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+from gptjax import DataConfig, DecoderConfig, Experiment, MaskedLM, TrainConfig
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import BadInput
 from gptjax.interop import FAMILIES, export, load, read_config
 from gptjax.interop.__main__ import main
 from gptjax.interop.exporting import choose
 from gptjax.interop.fields import Fields
+from gptjax.interop.start import starting_from
 from gptjax.models.build import empty_cache, model_of
 from gptjax.models.config import AttentionConfig, EmbeddingConfig
 from gptjax.models.kinds import EncoderConfig, EncoderDecoderConfig
@@ -196,6 +198,19 @@ def test_padding_that_is_not_the_tokenizer_s(folder, tmp_path):
     words.special = {"pad": 5}
     with pytest.raises(BadInput, match=r"from the id of the padding.* 5, .* is 1"):
         export(found.config, found.params, tmp_path / "out", tokenizer=words, family="roberta")
+
+
+def test_a_run_begins_with_an_encoder_of_others(folder):
+    config = dataclasses.replace(BERT, d_model=12, dropout=0.1)
+    data = DataConfig(sequence_length=11)
+    train = TrainConfig(steps=1)
+    given = Experiment(name="x", model=config, data=data, train=train, objective=MaskedLM())
+    source = f"hf:{folder('bert_masked')[0]}"
+    found = starting_from(given, source, ["model.d_model"]).model
+    assert (found.kind, found.activation, found.dropout) == ("encoder", "relu", 0.1)
+    other = dataclasses.replace(given, model=DecoderConfig())
+    with pytest.raises(BadInput, match=r"model\.kind = 'decoder', there 'encoder'$"):
+        starting_from(other, source, ["model.d_model"])
 
 
 def test_the_command_shows_them(folder, capsys):
