@@ -1,8 +1,9 @@
 """Checkpoints of TensorFlow, read without it: NAME.index and NAME.data-00000-of-00001.
 
 The index is a table of sorted keys in LevelDB's format, whose values are protocol buffers that
-say where each tensor lies (tensorflow/core/util/tensor_bundle). The same names in an npz file or
-in safetensors are read too, as converters leave them.
+say where each tensor lies (tensorflow/core/util/tensor_bundle). Its checksums are held against
+what is read. The same names in an npz file or in safetensors are read too, as converters leave
+them.
 """
 
 import math
@@ -14,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from gptjax.errors import BadInput
+from gptjax.interop.checksums import crc32c, masked
 from gptjax.interop.layouts import Range
 from gptjax.interop.stores import Store, any_safetensors
 
@@ -35,6 +37,7 @@ class BundleStore(Store):
         except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             raise BadInput(f"{path} is damaged, cut short or no index: {error}") from None
         self.shapes = {name: shape for name, (shape, *_) in self._entries.items()}
+        self._verified: set[str] = set()
         parts = [
             path.with_suffix(f".data-{n:05d}-of-{shards:05d}") for n in range(min(shards, 10**5))
         ]
@@ -43,9 +46,9 @@ class BundleStore(Store):
                 raise BadInput(f"{part} is missing")
         sizes = [part.stat().st_size for part in parts]
         self._data = [
-            np.memmap(p, np.uint8, "r") if n else b"" for p, n in zip(parts, sizes, strict=True)
+            np.memmap(p, np.uint8, "r") if n else np.zeros(0, np.uint8) for p, n in zip(parts, sizes, strict=True)
         ]
-        for name, (shape, kind, shard, offset, size) in self._entries.items():
+        for name, (shape, kind, shard, offset, size, _) in self._entries.items():
             known = np.dtype(DTYPES.get(kind, np.uint8)).itemsize
             if shard >= len(parts) or (kind in DTYPES and size != math.prod(shape) * known):
                 raise BadInput(f"{path} is damaged: its entry of the tensor {name!r} cannot be")
@@ -62,8 +65,15 @@ class BundleStore(Store):
         return np.dtype(DTYPES[self._entries[name][1]]).name
 
     def read(self, name: str, ranges: tuple[Range, ...]) -> np.ndarray:
-        shape, kind, shard, offset, size = self._entries[name]
-        whole = self._data[shard][offset : offset + size].view(DTYPES[kind]).reshape(shape)
+        shape, kind, shard, offset, size, checksum = self._entries[name]
+        data = np.asarray(self._data[shard][offset : offset + size])
+        if name not in self._verified:
+            if masked(crc32c(data)) != checksum:
+                raise BadInput(
+                    f"{self.source}: the tensor {name!r} is damaged: its checksum is another"
+                )
+            self._verified.add(name)
+        whole = data.view(DTYPES[kind]).reshape(shape)
         return np.array(whole[tuple(slice(*span) for span in ranges)])
 
 
@@ -120,6 +130,9 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     if offset + size + 5 > len(data):
         raise ValueError("a block ends behind the file")
+    stored = struct.unpack_from("<I", data, offset + size + 1)[0]
+    if masked(crc32c(data[offset : offset + size + 1])) != stored:
+        raise ValueError(f"the checksum of its block at byte {offset} is another")
     if data[offset + size]:
         raise ValueError("its blocks are compressed, which is not read")
     block = data[offset : offset + size]
@@ -135,11 +148,14 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         at += length
 
 
-def _entry(fields: dict[int, list]) -> tuple[tuple[int, ...], int, int, int, int]:
-    """Shape, dtype, file, first byte and bytes of a tensor."""
+def _entry(fields: dict[int, list]) -> tuple[tuple[int, ...], int, int, int, int, int]:
+    """Shape, dtype, file, first byte, bytes and checksum of a tensor."""
     dims = _message(fields.get(2, [b""])[0]).get(2, [])
     shape = tuple(_number(_message(dim), 1) for dim in dims)
-    return shape, *(_number(fields, n) for n in (1, 3, 4, 5))
+    checksum = fields.get(6, [bytes(4)])[0]
+    if type(checksum) is not bytes or len(checksum) != 4:
+        raise ValueError("a checksum is no number of 4 bytes")
+    return shape, *(_number(fields, n) for n in (1, 3, 4, 5)), struct.unpack("<I", checksum)[0]
 
 
 def _number(fields: dict[int, list], number: int, default: int = 0) -> int:

@@ -267,7 +267,8 @@ def test_one_flipped_bit_in_the_header_of_a_gguf(old, shift, bit, line, tmp_path
     pytest.importorskip("gguf")
     path = tmp_path / "m.gguf"
     words = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": list("abcdefgh" * 5)}
-    write_gguf(path, renamed(wide_llama(), GGUF), {}, words | {"tokenizer.ggml.token_type": [1] * 9})
+    words["tokenizer.ggml.token_type"] = [1] * 9
+    write_gguf(path, renamed(wide_llama(), GGUF), {}, words)
     raw = bytearray(path.read_bytes())
     raw[raw.index(old) + shift] ^= 1 << bit
     path.write_bytes(raw)
@@ -301,8 +302,20 @@ def test_a_checkpoint_that_tensorflow_wrote(tmp_path):
     data.write_bytes(whole[:-10])
     with pytest.raises(BadInput, match="is cut short: the tensor 'model/"):
         load(f"tf:{tmp_path / '124M'}")
+    flipped = bytearray(whole)
+    flipped[1000] ^= 1
+    data.write_bytes(flipped)
+    with pytest.raises(BadInput, match=r"the tensor 'model/.* is damaged: its checksum is another"):
+        load(f"tf:{tmp_path / '124M'}")
     data.write_bytes(whole)
     index = tmp_path / "124M" / "model.ckpt.index"
+    flipped = bytearray(index.read_bytes())
+    flipped[100] ^= 1
+    kept = index.read_bytes()
+    index.write_bytes(flipped)
+    with pytest.raises(BadInput, match="the checksum of its block at byte 0 is another"):
+        load(f"tf:{tmp_path / '124M'}")
+    index.write_bytes(kept)
     index.write_bytes(index.read_bytes()[:-9])
     with pytest.raises(BadInput, match=r"model\.ckpt\.index is damaged, cut short or no index"):
         load(f"tf:{tmp_path / '124M'}")
