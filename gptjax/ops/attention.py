@@ -20,6 +20,7 @@ from gptjax.ops.block_list import block_list
 from gptjax.ops.blocked import FAR, blocked
 from gptjax.ops.cudnn import cudnn
 from gptjax.ops.kernels import choose_kernel
+from gptjax.ops.masked import masked_attention
 from gptjax.ops.patterns import Causal, Pattern
 from gptjax.ops.shards import axes_of, backend, on_shards, reshard, spec_of
 from gptjax.ops.splash import splash
@@ -111,12 +112,12 @@ def cross_attention(
     given = [x for x in (key_segments_BS, segments_BT) if x is not None]
 
     def run(q, k, v, *segments):
-        mask = jnp.ones((1, 1, k.shape[1]), bool)
+        mask = None
         if key_segments_BS is not None:
             mask = segments[0][:, None, :] >= 0
             if segments_BT is not None:
                 mask = mask & (segments[1][:, :, None] == segments[0][:, None, :])
-        return softmax_attention(q, k, v, mask, None, None, scale)
+        return masked_attention(q, k, v, mask, scale)
 
     specs = (whole, kv_whole, kv_whole, *[P(batch, None)] * len(given))
     return on_shards(run, specs, whole)(q_BTHK, k_BSGK, v_BSGK, *given)
@@ -346,6 +347,8 @@ def _dense(pattern, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H, prefix
         mask = mask | prefix_BT[:, None, :]
     if segments_BT is not None:
         mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    if prefix_BT is not None and slopes_H is None:
+        return masked_attention(q_BTHK, k_BSGK, v_BSGK, mask, scale)
     apart = (positions[None, :] - positions[:, None])[None]
     return softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale)
 

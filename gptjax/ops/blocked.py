@@ -72,7 +72,7 @@ product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 def _part_forward(work: Work, q, k, v, extras, rest: float):
     """q [P, B, G, R, L, K], k and v [P, B, G, S, K]: output float32 and log-sum-exp [..., L, 1].
 
-    rest: what scores are still to be multiplied by (`_split`).
+    rest: what scores are still to be multiplied by (`split_scale`).
     """
     outs, sums, done = [], [], 0
     dims = (*q.shape[:4],)
@@ -174,8 +174,8 @@ def forward_of(chosen, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
     A query that reads nothing in them gets zeros and FAR.
     """
     groups, length = k_BSGK.shape[2], q_BTHK.shape[1]
-    share, rest = _split(scale, q_BTHK.dtype)
-    q = _heads_first(q_BTHK, groups) * jnp.asarray(share, q_BTHK.dtype)
+    share, rest = split_scale(scale, q_BTHK.dtype)
+    q = heads_first(q_BTHK, groups) * jnp.asarray(share, q_BTHK.dtype)
     k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
     slopes = None if slopes_H is None else slopes_H.reshape(groups, -1)
     out = logsum = None
@@ -195,7 +195,7 @@ def forward_of(chosen, scale, q_BTHK, k_BSGK, v_BSGK, segments_BT, slopes_H):
         both = jnp.logaddexp(logsum, part_sum)
         out = out * jnp.exp(logsum - both) + part * jnp.exp(part_sum - both)
         logsum = both
-    return _heads_last(out), logsum
+    return heads_last(out), logsum
 
 
 def _backward(pattern, scale, kept, g_BTHK):
@@ -211,10 +211,10 @@ def backward_of(
 ):
     """Float32 gradients of q, k, v through some parts, given what the whole row came to."""
     groups, dtype, length = k_BSGK.shape[2], q_BTHK.dtype, q_BTHK.shape[1]
-    share, rest = _split(scale, dtype)
-    q = _heads_first(q_BTHK, groups) * jnp.asarray(share, dtype)
+    share, rest = split_scale(scale, dtype)
+    q = heads_first(q_BTHK, groups) * jnp.asarray(share, dtype)
     k, v = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
-    g, out = _heads_first(g_BTHK, groups), _heads_first(out_BTHK, groups)
+    g, out = heads_first(g_BTHK, groups), heads_first(out_BTHK, groups)
     radial = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
     slopes = None if slopes_H is None else slopes_H.reshape(groups, -1)
     dq = dk = dv = 0.0
@@ -233,13 +233,13 @@ def backward_of(
         dk = dk + work.put_keys(_groups_back(found[1]), length)
         dv = dv + work.put_keys(_groups_back(found[2]), length)
     dk = dk if rest == 1 else rest * dk
-    return _heads_last(dq) * scale, dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
+    return heads_last(dq) * scale, dk.transpose(0, 2, 1, 3), dv.transpose(0, 2, 1, 3)
 
 
 blocked.defvjp(_forward, _backward)
 
 
-def _split(scale: float, dtype) -> tuple[float, float]:
+def split_scale(scale: float, dtype) -> tuple[float, float]:
     """The share of the scale that queries are multiplied by, and the rest, which scores are.
 
     Few queries cost less to scale than many scores, but halves would be rounded a second time:
@@ -251,13 +251,13 @@ def _split(scale: float, dtype) -> tuple[float, float]:
     return share, scale / share
 
 
-def _heads_first(q_BTHK, groups: int):
+def heads_first(q_BTHK, groups: int):
     """[B, T, H, K] as [B, G, R, T, K]."""
     batch, length, heads, size = q_BTHK.shape
     return q_BTHK.reshape(batch, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
 
 
-def _heads_last(x_BGRTK):
+def heads_last(x_BGRTK):
     """[B, G, R, T, K] as [B, T, H, K]."""
     batch, groups, repeats, length, size = x_BGRTK.shape
     return x_BGRTK.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * repeats, size)

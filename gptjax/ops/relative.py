@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from gptjax.ops.attention import aligned, softmax_attention
+from gptjax.ops.attention import aligned
+from gptjax.ops.masked import masked_attention
 from gptjax.ops.patterns import Pattern
 from gptjax.ops.shards import on_shards
 
@@ -148,7 +149,7 @@ def relative_attention(
             mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
         shifted = both_ways if both else _shifted
         bias = shifted(terms.bias(q, scale), k.shape[1])
-        out = softmax_attention(terms.query(q), k, v, mask, None, None, scale, bias)
+        out = masked_attention(terms.query(q), k, v, jnp.asarray(mask), scale, bias)
         return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),
                            *out.shape[2:])[:, :length]  # fmt: skip
 

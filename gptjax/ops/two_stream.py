@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from gptjax.ops.attention import aligned, softmax_attention
+from gptjax.ops.attention import aligned
+from gptjax.ops.masked import masked_attention
 from gptjax.ops.relative import DistanceKeys, both_ways
 from gptjax.ops.shards import on_shards
 
@@ -88,7 +89,7 @@ def ranked_attention(
             mask = (ranks[1] < ranks[0]) | ((ranks[1] == 0) & (ranks[0] == 0) & others)
         if "segments" in own:
             mask = mask & (_of(own["segments"], at)[:, :, None] == own["segments"][:, None, :])
-        return softmax_attention(terms.query(q), k, v, mask, None, None, scale, bias)
+        return masked_attention(terms.query(q), k, v, mask, scale, bias)
 
     return on_shards(run, tuple(specs), whole)(*arrays)
 
