@@ -1,8 +1,10 @@
 """Text from a model: `python experiments/generate.py --from=runs/quickstart --prompt="def "`.
 
 `--from` names a run's folder, or the weights of others: `hf:PATH` (a folder in Hugging Face's
-format), `gguf:PATH`, `meta:PATH` or `tf:PATH`. Text is written as it grows; tables go to stdout
-too, timings to stderr. Whatever is wrong becomes one line and exit code 2.
+format), `gguf:PATH`, `meta:PATH` or `tf:PATH`. Models that fill blanks want them in the prompt, as
+their vocabulary shows them (<extra_id_0>, [MASK]); what fills them is told, and the text with it.
+Text of others is written as it grows; tables go to stdout too, timings to stderr. Whatever is wrong
+becomes one line and exit code 2.
 """
 
 import contextlib
@@ -230,25 +232,79 @@ def _main(arguments: list[str]) -> int:
         given = read_prompts(Path(options.prompts).expanduser())
     use_compilation_cache()
     source = load_source(options.source, options.dtype, options.step)
-    prompts = encoded(source, given, options.begin)
-    texts = _search(source, prompts, options) if options.beams else _draw(source, prompts, options)
+    form = _form(source)
+    if form is not None:
+        texts = _answer(source, form, given, options)
+    elif options.beams:
+        texts = _search(source, encoded(source, given, options.begin), options)
+    else:
+        texts = _draw(source, encoded(source, given, options.begin), options)
     if options.output:
         _write(Path(options.output).expanduser(), texts)
     return EXIT_DONE
 
 
+def _form(source):
+    """How prompts are put to a model (`evaluation.forms`); None: it goes on with them."""
+    from gptjax.trained import Trained
+
+    if isinstance(source, Trained):
+        return source.form
+    from gptjax.evaluation.forms import form_of_checkpoint
+
+    return form_of_checkpoint(source.config, source.tokenizer, source.source)
+
+
+def _answer(source, form, given, options: Options) -> list:
+    """Answers of a model that fills blanks, or that reads its prompt both ways and goes on."""
+    from gptjax.evaluation.blanks import Asked, answers, blank_lines
+    from gptjax.evaluation.generate import Clock
+    from gptjax.evaluation.texts import show_steps
+
+    goes_on = form.kind == "continuation"
+    if options.stop and not goes_on:
+        raise BadInput("--stop is of text that goes on, and this model fills blanks; leave it out")
+    if (form.kind == "blocks" and options.explain != "no") or (
+        form.kind in ("spans", "whole") and options.explain == "next"
+    ):
+        raise BadInput(f"--explain={options.explain} does not tell of blanks of this model")
+    asked = Asked(source.config, source.params, form)
+    prompts = [
+        form.prompt(one, options.begin) if isinstance(one, str) else form.asked(one)
+        for one in given
+    ]
+    if goes_on:
+        return (_search if options.beams else _draw)(asked, prompts, options)
+    clock = Clock()
+    more = {"beams": options.beams, "length_penalty": options.length_penalty}
+    more |= {"num_samples": options.num_samples, "batch_size": options.batch_size}
+    more |= {"clock": clock, "top": _top(source, options)}
+    texts = answers(asked, prompts, options.max_tokens, _sampling(options), **more)
+    for number, text in enumerate(texts):
+        _say("\n" if number else "")
+        _say("\n".join([*blank_lines(asked, text, more["top"] or 5), text.text, ""]))
+        if options.explain != "no" and form.kind != "masks":
+            show_steps(asked, text)
+    if clock.seconds:
+        _report(sum(len(text.tokens) for text in texts), clock)
+    return texts
+
+
+def _top(source, options: Options) -> int:
+    return min(TOP, source.config.vocab_size) if options.explain != "no" else 0
+
+
+def _sampling(options: Options):
+    from gptjax.evaluation.sampling import Sampling
+
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    return Sampling(*(getattr(options, name) for name in names))
+
+
 def _draw(source, prompts, options: Options) -> list:
     from gptjax.evaluation.generate import Clock
-    from gptjax.evaluation.sampling import Sampling
     from gptjax.evaluation.texts import generate_texts, show_next, show_steps
 
-    sampling = Sampling(
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.repetition_penalty,
-        options.seed,
-    )
     alone, clock = len(prompts) * options.num_samples == 1, Clock()
     only_next = options.explain == "next"
     if alone and not only_next:
@@ -257,11 +313,11 @@ def _draw(source, prompts, options: Options) -> list:
         source,
         prompts,
         1 if only_next else options.max_tokens,
-        sampling,
+        _sampling(options),
         num_samples=1 if only_next else options.num_samples,
         stops=options.stop,
         on_text=(lambda _, piece: _say(piece)) if alone and not only_next else None,
-        top=min(TOP, source.config.vocab_size) if options.explain != "no" else 0,
+        top=_top(source, options),
         batch_size=options.batch_size,
         clock=clock,
     )

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from gptjax import data, registry
 from gptjax.data.loader import Rows
 from gptjax.errors import printable
-from gptjax.evaluation.generate import generate
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.evaluation.population_loss import exact_figures
 from gptjax.experiment import Experiment
@@ -30,6 +28,7 @@ from gptjax.run_folder import (
     manifest,
     write_config,
 )
+from gptjax.samples import sample_of
 from gptjax.scaling.flops import count_parameters
 from gptjax.scaling.plots import plot_curves
 from gptjax.training.checkpoint import Checkpointer
@@ -135,6 +134,9 @@ def open_run(
     check_folder(workdir)
     before = check_config(experiment, workdir, fork)
     same_data = before is None or not data_changed(experiment, before)
+    if experiment.data.tokenizer_file:  # before a corpus is cut by it
+        words = data.tokenizer_of(experiment.data.tokenizer_file, experiment.data.tokenizer)
+        experiment.vocabulary(words)
     dataset = prepare(experiment.data, report=say)
     vocabulary = experiment.vocabulary(dataset.tokenizer)
     rows = experiment.rows(vocabulary)
@@ -194,9 +196,8 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
     if final is None:
         with jax.set_mesh(loop.mesh):
             final = loop.evaluate(state.params)
-    sample, plain = "", experiment.objective.kind == "next_token"
-    if experiment.train.sample_tokens and plain:
-        sample = sample_text(experiment, dataset.tokenizer, state.params, loop.mesh)
+    plain = experiment.objective.kind == "next_token"
+    sample = sample_of(experiment, dataset, state.params, loop.mesh)
     figures = {
         "experiment": experiment.name,
         **final,
@@ -312,23 +313,3 @@ def in_short(figures: dict) -> str:
     if "validation_row_accuracy" in figures:
         said += f", {figures['validation_row_accuracy']:.1%} of the rows in the right class"
     return said
-
-
-def sample_text(experiment: Experiment, tokenizer, params, mesh) -> str:
-    """`train.sample_prompt` and what the model makes of it, with the run's own settings."""
-    train = experiment.train
-    prompt = np.array([tokenizer.separator_id, *tokenizer.encode(train.sample_prompt)], np.int32)
-    tokens = generate(
-        experiment.model,
-        params,
-        prompt[None],
-        train.sample_tokens,
-        temperature=train.sample_temperature,
-        top_k=train.sample_top_k,
-        top_p=train.sample_top_p,
-        seed=train.seed,
-        stop_token=tokenizer.separator_id,
-        vocab_size=tokenizer.vocab_size,
-        mesh=mesh,
-    )[0]
-    return train.sample_prompt + tokenizer.decode(tokens)

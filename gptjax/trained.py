@@ -9,12 +9,14 @@ import jax
 
 from gptjax.data import DataConfig, Tokenizer, load_tokenizer, prepare
 from gptjax.errors import BadInput
+from gptjax.evaluation.forms import Form, form_of
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.experiment import Experiment
 from gptjax.models.config import TransformerConfig
 from gptjax.parallel.mesh import MeshConfig, check_mesh, make_mesh
 from gptjax.run_folder import load_experiment
-from gptjax.runs import sample_text, say
+from gptjax.runs import say
+from gptjax.samples import sample_text
 from gptjax.training.restore import restore_params
 from gptjax.training.state import abstract_params, param_specs
 from gptjax.training.step import make_eval_step
@@ -24,7 +26,7 @@ from gptjax.training.step import make_eval_step
 class Trained:
     """A run's parameters on a mesh, with the experiment and the tokenizer they belong to.
 
-    `params` are nested dicts of arrays, for `models.decoder.Decoder(config).apply({"params":
+    `params` are nested dicts of arrays, for `models.build.model_of(config).apply({"params":
     params}, tokens_BT)` under `jax.set_mesh(mesh)`.
     """
 
@@ -39,6 +41,12 @@ class Trained:
         """The model's config."""
         return self.experiment.model
 
+    @property
+    def form(self) -> Form | None:
+        """How text is put to the model and its answers are read; None: it goes on, no more."""
+        length = self.experiment.data.sequence_length
+        return form_of(self.config, self.experiment.objective, self.tokenizer, length)
+
     def generate(
         self,
         prompt: str = "",
@@ -51,8 +59,9 @@ class Trained:
     ) -> str:
         """The prompt and what the model makes of it, up to so many tokens or a document's end.
 
-        Temperature 0 takes the likeliest token each time. An empty prompt is the start of a
-        document. BadInput for settings that cannot be.
+        A model that fills blanks gives the prompt with its blanks filled (<extra_id_0>, [MASK], as
+        `form.blanks` has them). Temperature 0 takes the likeliest token each time. An empty prompt
+        is the start of a document. BadInput for settings and prompts that cannot be.
         """
         train = dataclasses.replace(
             self.experiment.train,

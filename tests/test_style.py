@@ -31,6 +31,7 @@ TOP = {
     "plan",
     "planned_kernels",
     "trained",
+    "samples",
     "memory",
     "registry",
     "command_line",

@@ -90,11 +90,6 @@ def check_greedy(config, given, rows):
 def test_sources_of_unequal_lengths_are_written_about_as_each_alone(config):
     rows = generate(config, params_of(config), SOURCES, COUNT, temperature=0.0)
     check_greedy(config, SOURCES, rows)
-    if config is BART:
-        return
-    drawn = functools.partial(generate, config, params_of(config), count=4, seed=2, num_samples=2)
-    for one, other in zip(drawn(SOURCES)[2:4], drawn(SOURCES[1:2]), strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_prompts_of_unequal_lengths_are_read_both_ways_as_each_alone():
@@ -122,11 +117,9 @@ def test_a_blank_is_filled_at_the_position_of_its_mask():
     check_greedy(GLM, given, rows)
 
 
-def searched(config, given, beams, stop, mesh=None, params=None):
-    found = beam_search(
-        config, params or params_of(config), given, COUNT, beams=beams, stop_token=stop, mesh=mesh,
-        num_results=2, length_penalty=0.0,
-    )  # fmt: skip
+def searched(config, given, beams, stop):
+    options = {"beams": beams, "stop_token": stop, "num_results": 2, "length_penalty": 0.0}
+    found = beam_search(config, params_of(config), given, COUNT, **options)
     return [[(b.tokens.tolist(), b.ended, b.logprob) for b in one] for one in found]
 
 
@@ -160,10 +153,6 @@ def test_on_a_mesh(config, given):
     there = generate(config, params, given, 3, temperature=0.0, mesh=mesh)
     for one, other in zip(here, there, strict=True):
         np.testing.assert_array_equal(one, other)
-    if config is T5:
-        here = searched(config, given[:1], 3, 7)
-        there = searched(config, given[:1], 3, 7, mesh, params)
-        assert here[0][0][0] == there[0][0][0]
 
 
 @pytest.mark.parametrize(
