@@ -115,6 +115,8 @@ def resolve(name: str) -> str:
     known = names()
     if name in known:
         return name
+    if name.replace("-", "_") in known:  # as the names of published models are written
+        return name.replace("-", "_")
     if not name:
         raise BadInput("no experiment is named; --list shows them all")
     ends = [other for other in known if other.endswith(name)]
@@ -122,9 +124,19 @@ def resolve(name: str) -> str:
         return ends[0]
     if ends:
         raise BadInput(f"experiment '{name}' is ambiguous: {', '.join(ends)}")
-    hint = did_you_mean(name, known) or "; --list shows them all"
+    hint = _hint(name, known) or "; --list shows them all"
     failed = "".join(f"; {module} cannot be imported: {why}" for module, why in _broken.items())
     raise BadInput(f"unknown experiment '{name}'{hint}{failed}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    """The names that begin as this one does, or those of that family; else the nearest."""
+    plain = name.replace("-", "_").lower()
+    begun = [other for other in known if other.startswith(plain)] or families().get(plain, [])
+    if not begun or plain in known:
+        return did_you_mean(name, known)
+    more = f" and {len(begun) - 8} more" * (len(begun) > 8)
+    return f"; there are {', '.join(begun[:8])}{more}"
 
 
 def get(name: str) -> Experiment | Sweep:

@@ -59,7 +59,9 @@ def load_experiment(workdir: str | Path) -> Experiment:
     """The experiment of a run's folder."""
     tree = read_config(Path(workdir))
     if tree is None:
-        raise BadInput(f"{workdir} holds no run: there is no experiment.json in it")
+        others = (Path(workdir) / "config.json").exists()
+        hint = f"; for a model of transformers give hf:{workdir}" if others else ""
+        raise BadInput(f"{workdir} holds no run: there is no experiment.json in it{hint}")
     return Experiment.from_json(tree)
 
 

@@ -71,12 +71,12 @@ class TransformerConfig:
     # deep: as post, with the stream times sqrt(2 N) before it is added to (GLM-130B, arXiv
     # 2210.02414, section 2.1)
     block: Literal["pre", "post", "deep", "parallel", "parallel_two_norms"] = "pre"
-    activation: Activation = "gelu_tanh"
+    activation: Activation = "gelu_tanh"  # swiglu and geglu are gated (arXiv 2002.05202)
     # output: all but of queries, keys and values (GPT-Neo); mlp: there and in norms (GPT-J)
     biases: Literal["all", "output", "mlp", "norm", "none"] = "all"
-    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
-    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
-    tied_embeddings: bool = True
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)  # in place of feed-forward layers
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)  # tokens to vectors and back
+    tied_embeddings: bool = True  # the head is the table of tokens
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
     # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2);
     # standard deviation 0.125 / sqrt(fan_in) and a head of zeros (arXiv 1904.10509, section 6);
