@@ -21,7 +21,7 @@ from gptjax.errors import BadInput, Trouble, did_you_mean
 from gptjax.interop.families import FAMILIES
 from gptjax.interop.family import Family
 from gptjax.interop.fields import Fields, function_of, setting, unlike
-from gptjax.interop.layouts import Leaf, Piece
+from gptjax.interop.layouts import Leaf, Piece, finite, not_finite
 from gptjax.models.config import TransformerConfig
 from gptjax.training.workdir import storage_failure
 
@@ -201,11 +201,13 @@ def _write_tensors(family, config, leaves, params, folder, dtype, shard_bytes) -
         tensors = {}
         for name in names:
             tensors[name] = np.zeros(shapes[name], _numpy(dtype))
-            with np.errstate(over="ignore"):  # told below
-                for leaf, part, piece in pieces.get(name, ()):
+            found = pieces.get(name, ())
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
+                for leaf, part, piece in found:
                     piece.write(_share(params, leaf, part), tensors[name])
-            if dtype == "float16" and np.isinf(tensors[name]).any():
-                raise BadInput(f"{name} has numbers beyond float16; give --dtype=bfloat16")
+            if not finite(tensors[name]):
+                were = all(finite(_share(params, leaf, part)) for leaf, part, _ in found)
+                raise not_finite(name, dtype, were)
             index[name] = file
         save_file(tensors, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # some releases write it for the owner alone

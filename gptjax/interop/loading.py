@@ -277,7 +277,7 @@ def _placed(leaf: Leaf, store: Store, sharding, dtype) -> jax.Array:
     def block(index):
         key = tuple(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True))
         if key not in blocks:
-            blocks[key] = leaf.read(store.read, index, dtype)
+            blocks[key] = leaf.read(store.read, index, dtype, store.source)
         return blocks[key]
 
     return jax.make_array_from_callback(leaf.shape, sharding, block)

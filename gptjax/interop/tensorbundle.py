@@ -45,8 +45,9 @@ class BundleStore(Store):
             if not part.is_file():
                 raise BadInput(f"{part} is missing")
         sizes = [part.stat().st_size for part in parts]
+        empty = np.zeros(0, np.uint8)
         self._data = [
-            np.memmap(p, np.uint8, "r") if n else np.zeros(0, np.uint8) for p, n in zip(parts, sizes, strict=True)
+            np.memmap(p, np.uint8, "r") if n else empty for p, n in zip(parts, sizes, strict=True)
         ]
         for name, (shape, kind, shard, offset, size, _) in self._entries.items():
             known = np.dtype(DTYPES.get(kind, np.uint8)).itemsize

@@ -108,6 +108,10 @@ def test_nothing_stays_of_an_export_that_failed(folder, tmp_path):
     large = found.params | {"positions": found.params["positions"] + 1e5}
     with pytest.raises(BadInput, match=r"wpe\.weight has numbers beyond float16"):
         export(found.config, large, tmp_path / "deep" / "out", dtype="float16")
+    for number in (float("nan"), float("inf")):
+        bad = found.params | {"positions": found.params["positions"] + number}
+        with pytest.raises(BadInput, match=r"wpe\.weight holds numbers that are not finite"):
+            export(found.config, bad, tmp_path / "deep" / "out")
     del found.params["layer_1"]["mlp"]["down"]
     with pytest.raises(KeyError):
         export(found.config, found.params, tmp_path / "deep" / "out")

@@ -13,6 +13,7 @@ pytest.importorskip("safetensors")
 from gptjax.errors import BadInput
 from gptjax.interop import FAMILIES, load, read_config
 from gptjax.interop.fields import Fields
+from gptjax.interop.layouts import finite
 from gptjax.models.build import param_axes
 from gptjax.parallel import DEFAULT_RULES, MeshConfig, make_mesh
 from tests.interop.conftest import NAMES, assert_close, computed, same, stored, write
@@ -244,3 +245,30 @@ def test_weights_without_permission_are_not_called_damaged(folder, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refused)
     with pytest.raises(BadInput, match=r"model\.safetensors cannot be read: Permission denied"):
         load(f"hf:{path}")
+
+
+@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+def test_numbers_that_are_not_finite_are_refused(layers, tmp_path):
+    config, tensors, _, _ = stored("gpt2")
+    name = "transformer.h.1.mlp.c_fc.weight"
+    for value, dtype, line in (
+        (np.nan, "float32", "holds numbers that are not finite"),
+        (-np.inf, "float16", "holds numbers that are not finite"),
+        (7e4, "float16", "has numbers beyond float16; give --dtype=bfloat16"),
+        (3.4e38, "bfloat16", "has numbers beyond bfloat16; give --dtype=float32"),
+    ):
+        tensors[name] = tensors[name].copy()
+        tensors[name][5, 7] = value
+        path = write(tmp_path, config, tensors)
+        wanted = dataclasses.replace(read_config(f"hf:{path}"), layers=layers)
+        with pytest.raises(BadInput, match=rf"{path}: {name} {line}"):
+            load(f"hf:{path}", dtype=dtype, config=wanted)
+
+
+def test_finite_in_parts_and_in_every_order(monkeypatch):
+    monkeypatch.setattr("gptjax.interop.layouts.PART", 8)
+    block = np.zeros((7, 3, 5), np.float32)
+    assert finite(block) and finite(block[:0]) and finite(np.float32(1))
+    block[6, 2, 4] = np.inf
+    for one in (block, block.transpose(2, 0, 1), block[::-1], block[6, 2, 4], block.reshape(-1)):
+        assert not finite(one)
