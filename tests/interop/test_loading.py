@@ -134,6 +134,7 @@ def test_strange_values_are_refused_in_one_line():
         ("gptj", {"rotary_dim": None}, "has no 'rotary_dim'"),
         ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'.*known: silu"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm is True, which no model here has; False"),
+        ("cohere", {"sliding_window": 3}, "sliding_window is 3, which no model here has; None is"),
         ("xlnet", {"attn_type": "both"}, "attn_type is 'both', which no model here has"),
         ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
         ("gpt_neo", {"attention_types": [[["global"], 1]]}, "global or local for each of 4 layers"),

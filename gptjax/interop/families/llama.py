@@ -200,7 +200,7 @@ MIXTRAL = Family(
 
 def read_cohere(f: Fields) -> DecoderConfig:
     """cohere: parallel branches behind one norm without a bias; with one key/value head, PaLM."""
-    f.only(use_qk_norm=False, attention_bias=False)
+    f.only(use_qk_norm=False, attention_bias=False, sliding_window=None)
     known = common(f, context=8192, base=500_000.0, tied=True)
     return DecoderConfig(
         **known
