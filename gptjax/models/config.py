@@ -75,7 +75,7 @@ class TransformerConfig:
     # output: all but of queries, keys and values (GPT-Neo); mlp: there and in norms (GPT-J)
     biases: Literal["all", "output", "mlp", "norm", "none"] = "all"
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)  # in place of feed-forward layers
-    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)  # tokens to vectors and back
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)  # of tokens and logits
     tied_embeddings: bool = True  # the head is the table of tokens
     dropout: float = 0.0  # of embeddings and residual branches, not of attention weights
     # N(0, 0.02); N(0, 1 / fan_in); the latter with head and queries zero (arXiv 2203.03466, D.2);
