@@ -173,8 +173,8 @@ class Experiment:
         if kind not in objective.families:
             raise BadInput(
                 f"objective '{objective.kind}' is for a model of kind "
-                f"{' or '.join(objective.families)}, and this one is of kind {kind}, which can have "
-                f"{', '.join(possible(kind))}"
+                f"{' or '.join(objective.families)}, and this one is of kind {kind}, which can "
+                f"have {', '.join(possible(kind))}"
             )
         longest, length = max(self.lengths.tokens, self.lengths.source), data.sequence_length
         if longest > self.model.context_length:
