@@ -7,9 +7,6 @@ written as zeros.
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from gptjax.interop.families import FAMILIES
 from gptjax.interop.family import Family
 from gptjax.interop.fields import Fields, function_of, setting, unlike
 from gptjax.interop.layouts import Leaf, Piece, finite, not_finite
+from gptjax.interop.wholefolder import written_whole
 from gptjax.models.config import TransformerConfig
 from gptjax.training.workdir import storage_failure
 
@@ -44,6 +42,8 @@ def export(
 
     BadInput names the field that no family has, or that the one asked for has not.
     """
+    from safetensors import SafetensorError
+
     out = check_out(out, dtype)
     chosen = choose(config, family)
     leaves = chosen.leaves(_with_biases(chosen, config))
@@ -54,26 +54,19 @@ def export(
     _check_ids(chosen, config, tree)
     if config.kind == "encoder" and tree["architectures"][0].endswith("Model"):
         leaves = chosen.alone(leaves)
-    partial = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
-        partial.chmod(0o755)
-        _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
-        tree |= {"dtype": dtype, "torch_dtype": dtype}  # now, and in releases before 4.56
-        _write_json(partial / "config.json", tree)
-        if config.kind != "encoder":
-            start = {k: v for k, v in tree.items() if k == "decoder_start_token_id"}
-            _write_json(partial / "generation_config.json", ids | start)
-        if tokenizer is not None:
-            export_tokenizer(tokenizer, partial)
-        os.rename(partial, out)
-    except OSError as error:
-        reason = storage_failure(error) or error.strerror or error
+        with written_whole(out) as partial:
+            _write_tensors(chosen, config, leaves, params, partial, dtype, shard_bytes)
+            tree |= {"dtype": dtype, "torch_dtype": dtype}  # now, and in releases before 4.56
+            _write_json(partial / "config.json", tree)
+            if config.kind != "encoder":
+                start = {k: v for k, v in tree.items() if k == "decoder_start_token_id"}
+                _write_json(partial / "generation_config.json", ids | start)
+            if tokenizer is not None:
+                export_tokenizer(tokenizer, partial)
+    except (OSError, SafetensorError) as error:
+        reason = storage_failure(error) or getattr(error, "strerror", None) or error
         raise Trouble(f"cannot write {out}: {reason}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     return chosen
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import resource
 
 import jax
 import pytest
@@ -12,6 +14,7 @@ from gptjax.errors import BadInput
 from gptjax.interop import export, load
 from gptjax.interop.exporting import choose
 from gptjax.interop.families import FAMILIES
+from gptjax.interop.wholefolder import _held
 from gptjax.models.config import (
     AttentionConfig,
     DecoderConfig,
@@ -112,10 +115,45 @@ def test_nothing_stays_of_an_export_that_failed(folder, tmp_path):
         bad = found.params | {"positions": found.params["positions"] + number}
         with pytest.raises(BadInput, match=r"wpe\.weight holds numbers that are not finite"):
             export(found.config, bad, tmp_path / "deep" / "out")
+    whole = jax.tree.map(lambda x: x, found.params)
     del found.params["layer_1"]["mlp"]["down"]
     with pytest.raises(KeyError):
         export(found.config, found.params, tmp_path / "deep" / "out")
-    assert list((tmp_path / "deep").iterdir()) == []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(BadInput, match=r"cannot write .*out: .*File too large"):
+            export(found.config, whole, tmp_path / "deep" / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
+def test_a_full_disk_is_one_line(folder, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    found = load(f"hf:{folder('gpt2')[0]}")
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(BadInput, match=r"cannot write .*x: the disk is full$"):
+        export(found.config, found.params, tmp_path / "a" / "b" / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(folder, tmp_path):
+    found = load(f"hf:{folder('gpt2')[0]}")
+    names = [f".x.{name}.partial" for name in ("deadfolk", "inuse___", "newcomer")]
+    names += [".other.deadfolk.partial"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+        if "newcomer" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    with _held(tmp_path / names[1]):
+        export(found.config, found.params, tmp_path / "x")
+    assert {path.name for path in tmp_path.iterdir()} == {"gpt2", "x", *names[1:]}
 
 
 def test_where_nothing_can_be_written_is_one_line(tmp_path):
