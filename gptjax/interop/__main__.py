@@ -4,7 +4,10 @@ RUN is a run's folder, or hf:PATH, gguf:PATH, meta:PATH, tf:PATH. OUT is a folde
 exist yet. Another command, `show`, prints what a checkpoint is without reading its tensors.
 """
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 
 from gptjax.errors import EXIT_DONE, BadInput, OneLineParser, exit_code_of
 from gptjax.process import quiet_libraries
@@ -61,11 +64,30 @@ def _export(given) -> int:
     if tokenizer is not None and tokenizer.kind == "symbols":
         print("symbols have no tokenizer that others read: the model goes without", file=sys.stderr)
         tokenizer = None
-    family = export(
-        config, params, given.out, tokenizer=tokenizer, family=given.family, dtype=given.dtype
-    )
+    with _stopped_by_sigterm():
+        family = export(
+            config, params, given.out, tokenizer=tokenizer, family=given.family, dtype=given.dtype
+        )
     print(f"{given.out}: {family.written(config)['architectures'][0]} in {given.dtype}")
     return EXIT_DONE
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that nothing half-written stays."""
+
+    def stop(number: int, frame) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(source: str) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import signal
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("safetensors")
 
 from gptjax.errors import BadInput
 from gptjax.interop import export, load
+from gptjax.interop.__main__ import main
 from gptjax.interop.exporting import choose
 from gptjax.interop.families import FAMILIES
 from gptjax.interop.wholefolder import _held
@@ -140,6 +142,17 @@ def test_a_full_disk_is_one_line(folder, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"cannot write .*x: the disk is full$"):
         export(found.config, found.params, tmp_path / "a" / "b" / "x")
     assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
+def test_sigterm_leaves_nothing(folder, tmp_path, monkeypatch):
+    path, _, _ = folder("gpt2")
+    monkeypatch.setattr(
+        "safetensors.numpy.save_file", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["export", f"hf:{path}", str(tmp_path / "a" / "x")]) == 143
+    assert [one.name for one in tmp_path.iterdir()] == ["gpt2"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(folder, tmp_path):
