@@ -37,7 +37,8 @@ class Form:
 
     blanks, modes: names and ids that a prompt may hold; start: what a decoder behind an encoder
     begins with; end: the id that ends an answer, -1 for none; before, after: ids around every
-    source; completes: whether a prompt without a blank gets one at its end.
+    source; completes: whether a prompt without a blank gets one at its end; separated: whether the
+    token between documents stood before texts in training.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Form:
     after: tuple[int, ...] = ()
     modes: dict[str, int] | None = None
     completes: bool = False
+    separated: bool = False
 
     @property
     def words(self) -> "Named":
@@ -69,13 +71,12 @@ class Form:
     def prompt(self, text: str, begin: Literal["separator", "none"] = "separator") -> Prompt:
         """What a model reads of a text; BadInput for a blank that it does not know.
 
-        begin: whether the token between documents stands before the text, where training has it.
+        begin: whether the token between documents stands before the text, where training had it.
         """
         ids = self.ids_of(text)
-        first = [self.vocabulary.separator]
-        at_start = begin == "separator" and not self.before and self.kind != "whole"
+        first = [self.vocabulary.separator] if begin == "separator" and self.separated else []
         mode = [i for i in ids[:1] if i in (self.modes or {}).values()]
-        ids = [*mode, *(first if at_start else []), *ids[len(mode) :]]
+        ids = [*mode, *first, *ids[len(mode) :]]
         return self.asked(self._completed(ids), text)
 
     def ids_of(self, text: str) -> list[int]:
@@ -228,10 +229,11 @@ def form_of(config: TransformerConfig, objective: Objective, tokenizer, length: 
     base = {"config": config, "tokenizer": tokenizer, "vocabulary": vocabulary}
     if isinstance(objective, PrefixLM):
         end = vocabulary.id("eos")
-        return Form("continuation", **base, blanks={}, start=separator, end=end)
+        return Form("continuation", **base, blanks={}, start=separator, end=end, separated=True)
     if isinstance(objective, SpanCorruption | UL2):
         spans = len(vocabulary.all_sentinels)
         more = {"start": vocabulary.id("pad"), "end": vocabulary.id("eos"), "completes": True}
+        more["separated"] = True
         modes = marks(ROLES.values()) if isinstance(objective, UL2) else None
         blanks = marks(f"{SENTINEL}{i}" for i in range(spans))
         return Form("spans", **base, **more, blanks=blanks, modes=modes, after=(more["end"],))
@@ -240,9 +242,10 @@ def form_of(config: TransformerConfig, objective: Objective, tokenizer, length: 
         return Form("whole", **base, **more, blanks=marks(("mask",)))
     if objective.kind == "glm":
         end = vocabulary.id("eop")
-        return Form("blocks", **base, blanks=marks(MASKS), end=end, completes=True)
+        more = {"completes": True, "separated": True}
+        return Form("blocks", **base, **more, blanks=marks(MASKS), end=end)
     if isinstance(objective, MaskedLM):
-        more = {}
+        more = {"separated": True}
         if not objective.in_place:  # the two parts of text are one here
             more = {"before": (vocabulary.id("cls"),), "after": (vocabulary.id("sep"),)}
         return Form("masks", **base, **more, blanks=marks(("mask",)))
@@ -275,7 +278,7 @@ def form_of_checkpoint(config: TransformerConfig, tokenizer, source: str) -> For
         around = ((special[role],) if role in special else () for role in ("cls", "sep"))
         before, after = around
         return Form("masks", **base, blanks=mask, before=before, after=after)
-    settings = _settings(source)
+    settings = _settings(source, tokenizer.special)
     if "decoder_start_token_id" not in settings or "eos_token_id" not in settings:
         raise BadInput(
             f"{source}: config.json has no decoder_start_token_id or no eos_token_id, with which "
@@ -301,11 +304,12 @@ USUAL = {
 USUAL |= {"mt5": USUAL["t5"], "umt5": USUAL["t5"]}
 
 
-def _settings(source: str) -> dict:
-    """What the config files of a checkpoint say of ids, the generation's own before the model's."""
+def _settings(source: str, special: dict[str, int]) -> dict:
+    """What is said of ids: by the config for generation, the model's, the tokenizer, the class."""
     from gptjax.interop.stores import read_json
 
-    folder, found = Path(source.partition(":")[2]).expanduser(), {}
+    folder = Path(source.partition(":")[2]).expanduser()
+    found = {f"{role}_token_id": special[role] for role in ("bos", "eos") if role in special}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             told = read_json(folder / name)

@@ -1,6 +1,7 @@
 """Prompts with blanks: models are asked as they were trained, answers are put into the text."""
 
 import functools
+import json
 from types import SimpleNamespace
 
 import jax
@@ -21,7 +22,7 @@ from gptjax import (
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import BadInput
 from gptjax.evaluation.blanks import Asked, _behind, answers, blank_lines
-from gptjax.evaluation.forms import form_of
+from gptjax.evaluation.forms import form_of, form_of_checkpoint
 from gptjax.evaluation.sampling import Sampling
 from gptjax.evaluation.texts import Text
 from gptjax.models.build import init_params, model_of
@@ -182,3 +183,54 @@ def test_what_a_model_cannot_do_is_one_line(objective, family, prompt, words):
 def test_an_objective_without_text_is_refused():
     with pytest.raises(BadInput, match="'permutation_lm' neither goes on"):
         form_of(MODELS["encoder"], PermutationLM(), ByteTokenizer(), LENGTH)
+
+
+NAMES = ["<pad>", "</s>", "<s>", "<mask>", "<extra_id_0>", "<extra_id_1>", "<|endoftext|>"]
+PLACES = {name: 256 + i for i, name in enumerate(NAMES)}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """The form of a folder in the layout of transformers, with these ids in its config."""
+    pytest.importorskip("tokenizers")
+    from gptjax.data.tokenizers import byte_bpe, export_tokenizer, read_tokenizer
+    from gptjax.data.tokenizers.huggingface import byte_alphabet
+
+    def make(config, without=(), **ids):
+        names = [name for name in NAMES if name not in without]
+        export_tokenizer(byte_bpe([*byte_alphabet(), *names], []), tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(ids))
+        return form_of_checkpoint(config, read_tokenizer(tmp_path), f"hf:{tmp_path}")
+
+    return make
+
+
+def test_t5_is_asked_with_sentinels_and_its_ids(checkpoint):
+    made = checkpoint(
+        MODELS["encoder_decoder"], model_type="t5", decoder_start_token_id=256, eos_token_id=257
+    )
+    prompt = made.prompt("a<extra_id_0>b")
+    assert made.source(prompt).tolist() == [97 - 33, PLACES["<extra_id_0>"], 98 - 33, 257]
+    assert prompt.given.tokens.tolist() == [256] and made.end == 257
+    plain = made.prompt("ab")
+    assert made.source(plain).tolist() == [64, 65, 257]  # a task in words gets no blank
+    answer = made.read(Text(plain, 0, "ba", np.array([65, 64]), "end"))
+    assert answer.text == "ba" and answer.blanks is None
+
+
+def test_bart_is_asked_between_its_marks_and_bert_with_its_mask(checkpoint):
+    sentinels = [name for name in NAMES if "extra" in name]
+    made = checkpoint(
+        MODELS["encoder_decoder"], sentinels, model_type="bart", bos_token_id=258,
+        decoder_start_token_id=257, eos_token_id=[257],
+    )  # fmt: skip
+    prompt = made.prompt("a<mask>")
+    assert made.kind == "whole" and made.source(prompt).tolist() == [258, 64, 259, 257]
+    assert prompt.given.tokens.tolist() == [257]
+    config = EncoderConfig(**SMALL, head="transform")
+    made = checkpoint(config, sentinels)
+    assert made.prompt("a<mask>").ids.tolist() == [64, 259]
+    with pytest.raises(BadInput, match="it has no \\[MASK\\] in its vocabulary"):
+        checkpoint(config, [*sentinels, "<mask>"])
+    with pytest.raises(BadInput, match="no decoder_start_token_id"):
+        checkpoint(MODELS["encoder_decoder"])
