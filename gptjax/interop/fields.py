@@ -93,6 +93,15 @@ class Fields:
                     "read"
                 )
 
+    def agree(self, **names: str) -> None:
+        """BadInput where a field and another name that transformers has for it differ."""
+        for name, other in names.items():
+            if self.has(name) and self.has(other) and self.tree[name] != self.tree[other]:
+                raise BadInput(
+                    f"{self.source}: {name} is {self.tree[name]!r} and {other}, which means the "
+                    f"same, is {self.tree[other]!r}; give one"
+                )
+
     def inner_rotary(self) -> "Fields":
         """The object with the fields of rotary positions, under its new name or its old one."""
         new, old = self.get("rope_parameters", None), self.get("rope_scaling", None)

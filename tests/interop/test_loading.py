@@ -15,6 +15,7 @@ from gptjax.interop import FAMILIES, load, read_config
 from gptjax.interop.fields import Fields
 from gptjax.interop.layouts import finite
 from gptjax.models.build import param_axes
+from gptjax.models.config import RotaryConfig
 from gptjax.parallel import DEFAULT_RULES, MeshConfig, make_mesh
 from tests.interop.conftest import NAMES, assert_close, computed, same, stored, write
 
@@ -135,6 +136,12 @@ def test_strange_values_are_refused_in_one_line():
         ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'.*known: silu"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm is True, which no model here has; False"),
         ("cohere", {"sliding_window": 3}, "sliding_window is 3, which no model here has; None is"),
+        ("gpt2", {"num_attention_heads": 4}, "n_head is 3 and num_attention_heads, .* is 4; give"),
+        ("imagegpt", {"hidden_size": 4}, "n_embd is .* and hidden_size, .* is 4; give one"),
+        ("gpt_neo", {"num_hidden_layers": 1}, "num_layers is 4 and num_hidden_layers, .* is 1"),
+        ("bloom", {"n_embed": 8}, "n_embed is 8 and hidden_size, which means the same, is"),
+        ("xlnet", {"n_token": 8}, "vocab_size is .* and n_token, which means the same, is 8"),
+        ("mixtral", {"num_experts": 3}, "num_local_experts is 4 and num_experts, .* is 3; give"),
         ("xlnet", {"attn_type": "both"}, "attn_type is 'both', which no model here has"),
         ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
         ("gpt_neo", {"attention_types": [[["global"], 1]]}, "global or local for each of 4 layers"),
@@ -157,6 +164,23 @@ def test_missing_fields_are_as_in_transformers():
     assert read("mistral", ["sliding_window"]).attention.pattern == "window:4096"
     assert read("mistral", [], sliding_window=None).attention.pattern == "causal"
     assert read("mixtral", ["num_key_value_heads"]).num_kv_heads == 8
+
+
+@pytest.mark.parametrize("size", [8, 30, 64, 96, 100, 128])
+def test_the_share_of_a_head_that_turns_is_as_in_transformers(size):
+    """There it is int(size * share); what is written is read as the same number there."""
+    config = {"vocab_size": 8, "max_position_embeddings": 8, "num_hidden_layers": 1}
+    config |= {"hidden_size": 2 * size, "num_attention_heads": 2, "intermediate_size": 8}
+    family = FAMILIES["gpt_neox"]
+    for share in (*(n / 100 for n in range(1, 101)), *(n / size for n in range(1, size + 1))):
+        found = family.read(Fields(config | {"rotary_pct": share}, "config.json"))
+        assert found.rotary_size == int(size * share)
+    for turned in range(2, size + 1, 2):
+        model = dataclasses.replace(found, rotary=RotaryConfig(fraction=turned / size))
+        assert model.rotary_size == turned
+        tree = family.write(model)
+        assert int(size * tree["rotary_pct"]) == turned <= size * tree["rotary_pct"]
+        assert family.read(Fields(tree, "config.json")).rotary_size == turned
 
 
 def test_damage_pickles_and_types(tmp_path):

@@ -1,5 +1,7 @@
 """GPT-1, GPT-2, Image GPT, GPT-Neo, GPT-J and GPT-NeoX, as transformers names them."""
 
+import math
+
 from gptjax.errors import BadInput
 from gptjax.interop.family import Family, Row, linear, norm, qkv, separate
 from gptjax.interop.fields import ACTIVATIONS, THEIR_ACTIVATIONS, Fields, rope
@@ -37,6 +39,8 @@ COLUMNS = (  # matrices as [inputs, outputs]
 
 def sizes(f: Fields, tied: bool = True) -> dict:
     """The sizes of a GPT, as OpenAI's code calls them."""
+    f.agree(n_embd="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads")
+    f.agree(n_positions="max_position_embeddings")
     return {
         "vocab_size": f.count("vocab_size"),
         "context_length": f.count(
@@ -151,6 +155,7 @@ IMAGE_GPT = Family(
 
 def read_gpt_neo(f: Fields) -> DecoderConfig:
     """gpt_neo: scores are not scaled, every other layer has a window."""
+    f.agree(num_layers="num_hidden_layers", num_heads="num_attention_heads")
     kinds = their_kinds(f)
     period = next(
         p for p in range(1, len(kinds) + 1) if all(k == kinds[i % p] for i, k in enumerate(kinds))
@@ -282,9 +287,16 @@ GPTJ = Family(
 
 
 def read_neox(f: Fields) -> DecoderConfig:
-    """gpt_neox: parallel branches with a norm each, a quarter of each head turns."""
+    """gpt_neox: parallel branches with a norm each, a quarter of each head turns.
+
+    How many components turn is their share of a head, rounded down as transformers does it: of
+    100 a share of 0.58 is 57, as that product of floats is below 58.
+    """
     f.only(attention_bias=True)
     base, share = f.rotary()
+    size = f.count("hidden_size") // f.count("num_attention_heads")
+    share = 0.25 if share is None else share
+    turned = int(size * share) if 0 <= share <= 1 else size * share
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),
         context_length=f.count("max_position_embeddings"),
@@ -295,7 +307,7 @@ def read_neox(f: Fields) -> DecoderConfig:
         norm_epsilon=f.positive("layer_norm_eps", 1e-5),
         tied_embeddings=f.flag("tie_word_embeddings", False),
         positions="rotary",
-        rotary=RotaryConfig(base, 0.25 if share is None else share),
+        rotary=RotaryConfig(base, turned / max(size, 1)),
         block="parallel_two_norms" if f.flag("use_parallel_residual", True) else "pre",
         activation=f.chosen("hidden_act", ACTIVATIONS, "gelu"),
     )
@@ -303,6 +315,8 @@ def read_neox(f: Fields) -> DecoderConfig:
 
 def write_neox(c: DecoderConfig) -> dict:
     turned = c.rotary_size / c.head_size
+    if int(c.head_size * turned) < c.rotary_size:
+        turned = math.nextafter(turned, 1)
     return {
         "vocab_size": c.vocab_size,
         "max_position_embeddings": c.context_length,

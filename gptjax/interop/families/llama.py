@@ -159,6 +159,7 @@ MISTRAL = Family(
 
 def read_mixtral(f: Fields) -> DecoderConfig:
     """mixtral: Mistral with experts, whose weights sum to 1, in every layer."""
+    f.agree(num_local_experts="num_experts")
     known = common(f, context=4096 * 32, base=1e6, shared=8)
     top_k, balance = f.count("num_experts_per_tok", 2), f.number("router_aux_loss_coef", 0.001)
     if top_k == 1:

@@ -68,6 +68,7 @@ OPT = Family(
 def read_bloom(f: Fields) -> DecoderConfig:
     """bloom: ALiBi, a norm above the embedding."""
     f.only(apply_residual_connection_post_layernorm=False)
+    f.agree(n_layer="num_hidden_layers", n_head="num_attention_heads", n_embed="hidden_size")
     heads = "num_attention_heads" if f.has("num_attention_heads") else "n_head"
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),
@@ -124,6 +125,8 @@ BLOOM = Family(
 def read_xlnet(f: Fields) -> DecoderConfig | TwoStreamConfig:
     """xlnet: both streams, or with attn_type `uni` Transformer-XL's scores and memory."""
     ways = f.chosen("attn_type", {"bi": "two_stream", "uni": "decoder"}, "bi")
+    f.agree(d_model="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads")
+    f.agree(vocab_size="n_token")
     f.only(clamp_len=-1, same_length=False, bi_data=False)
     d_model, heads = f.count("d_model"), f.count("n_head")
     size = f.count("d_head", max(d_model // heads, 1))

@@ -45,6 +45,8 @@ def read_t5(f: Fields) -> EncoderDecoderConfig:
     """t5, mt5 and umt5, which has biases of distances in every layer."""
     unit, dense = f.chosen("feed_forward_proj", UNITS, "relu" if is_t5(f) else "gated-gelu")
     f.only(is_encoder_decoder=True, is_decoder=False, dense_act_fn=dense)
+    f.agree(d_model="hidden_size", num_heads="num_attention_heads", d_kv="head_dim")
+    f.agree(num_layers="num_hidden_layers")
     f.only(is_gated_act=unit in ("geglu", "swiglu"))
     d_model, heads, layers = f.count("d_model"), f.count("num_heads"), f.count("num_layers")
     size, after = f.count("d_kv", 64), f.count("num_decoder_layers", layers)
@@ -177,6 +179,8 @@ def bart_told(shapes: Shapes, alike) -> dict:
 def read_bart(f: Fields) -> EncoderDecoderConfig:
     """bart: norms behind the branches and above the embedding, positions from the third row on."""
     f.only(is_encoder_decoder=True, is_decoder=False, normalize_before=False)
+    f.agree(d_model="hidden_size", encoder_attention_heads="num_attention_heads")
+    f.agree(encoder_layers="num_hidden_layers")
     f.only(normalize_embedding=True, add_final_layer_norm=False, static_position_embeddings=False)
     d_model, layers = f.count("d_model"), f.count("encoder_layers")
     after = f.count("decoder_layers", layers)
