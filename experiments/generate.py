@@ -37,7 +37,7 @@ class Options:
     """Text from a model: one trained here, or somebody else's weights."""
 
     source: str = option("", "a run's folder, or hf:, gguf:, meta: or tf: and a path")
-    prompt: str = option("", "what is continued; empty: the start of a document")
+    prompt: str = option("", "what is continued, or has blanks; empty: the start of a document")
     prompts: str = option("", "a file of prompts, one a line, or .jsonl with strings or objects")
     num_samples: int = option(1, "continuations of each prompt")
     max_tokens: int = option(256, "the most tokens of a continuation")
@@ -257,7 +257,7 @@ def _form(source):
 
 def _answer(source, form, given, options: Options) -> list:
     """Answers of a model that fills blanks, or that reads its prompt both ways and goes on."""
-    from gptjax.evaluation.blanks import Asked, answers, blank_lines
+    from gptjax.evaluation.blanks import CANDIDATES, Asked, answers, blank_lines
     from gptjax.evaluation.generate import Clock
     from gptjax.evaluation.texts import show_steps
 
@@ -280,9 +280,10 @@ def _answer(source, form, given, options: Options) -> list:
     more |= {"num_samples": options.num_samples, "batch_size": options.batch_size}
     more |= {"clock": clock, "top": _top(source, options)}
     texts = answers(asked, prompts, options.max_tokens, _sampling(options), **more)
-    for number, text in enumerate(texts):
-        _say("\n" if number else "")
-        _say("\n".join([*blank_lines(asked, text, more["top"] or 5), text.text, ""]))
+    for text in texts:
+        if len(texts) > 1:
+            _say(f"{_head(text, options.num_samples)} {text.prompt.text}\n")
+        _say("\n".join([*blank_lines(asked, text, more["top"] or CANDIDATES), text.text, ""]))
         if options.explain != "no" and form.kind != "masks":
             show_steps(asked, text)
     if clock.seconds:
@@ -357,9 +358,12 @@ def _say(text: str) -> None:
 
 
 def _show(text, samples: int) -> None:
+    _say(f"{_head(text, samples)}\n{text.prompt.text}{text.text}\n")
+
+
+def _head(text, samples: int) -> str:
     head = f"--- sample {text.sample + 1}" if samples > 1 else "---"
-    score = "" if text.score is None else f" score {text.score:.4f}"
-    _say(f"{head}{score}\n{text.prompt.text}{text.text}\n")
+    return head if text.score is None else f"{head} score {text.score:.4f}"
 
 
 def _report(tokens: int, clock) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from gptjax.data.vocabulary import NAMES, SENTINEL, Vocabulary, describe, vocabulary_of
-from gptjax.errors import BadInput, did_you_mean
+from gptjax.errors import BadInput
 from gptjax.evaluation.reading import Given, checked, checked_ids, room
 from gptjax.evaluation.texts import Prompt, Text
 from gptjax.models.config import TransformerConfig
@@ -99,8 +99,7 @@ class Form:
             return f"the prompt holds {name}, and this model fills no blanks, it goes on"
         known = list(self.blanks)
         shown = known if len(known) < 4 else [known[0], "...", known[-1]]
-        hint = did_you_mean(name, known) if len(known) < 4 else ""
-        return f"the prompt holds {name}, and blanks of this model are {', '.join(shown)}{hint}"
+        return f"the prompt holds {name}, and blanks of this model are {', '.join(shown)}"
 
     def _completed(self, ids: list[int]) -> list[int]:
         """With a blank at the end, if there is none, and with a mode."""
