@@ -235,10 +235,12 @@ def test_what_is_missing_or_damaged_is_one_line(byte_level, folders, llama, tmp_
     text = (folders["json"] / "tokenizer.json").read_text()
     strange = json.loads(text) | {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}
     far = json.dumps({"model": {"type": "BPE", "vocab": {"a": 0, END: 1 << 31}, "merges": []}})
+    twice = json.dumps({"model": {"type": "BPE", "vocab": {"b": 0, "a": 0, END: 1}, "merges": []}})
     files = {
         "empty.json": (b"", "is empty"),
         "cut.json": (text[:3000].encode(), r"cut\.json is no whole JSON file"),
-        "list.json": (b"[1]", "damaged or no|has no line"),
+        "list.json": (b"[]", "list.json holds no JSON object; give a tokenizer.json, vocab"),
+        "twice.json": (twice.encode(), "has two tokens of one id: 'a' and 'b' are 0"),
         "other.json": (b'{"a": "b"}', "neither a tokenizer.json nor a vocabulary"),
         "deep.json": (b'{"a":' * 10**5, "no whole JSON file"),
         "strange.json": (json.dumps(strange).encode(), "describes no tokenizer: Token `b` out of"),
@@ -323,6 +325,11 @@ def test_lists_of_byte_level_bpe(byte_level, gpt2):
         ({"tokenizer.ggml.tokens": ["a"] * 403}, "'a' twice: as 0 and as 1"),
         ({"tokenizer.ggml.merges": ["ab"]}, "a merge that is no pair: 'ab'"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, "has no token 1000000"),
+        ({"tokenizer.ggml.eos_token_id": "a"}, "eos_token_id is 'a', not of type int"),
+        ({"tokenizer.ggml.pre": 7}, "pre is 7, not of type str"),
+        ({"tokenizer.ggml.tokens": 7}, "tokens is 7, not a list"),
+        ({"tokenizer.ggml.merges": [7]}, "merges has 7 as number 0, which is not of type str"),
+        ({"tokenizer.ggml.token_type": ["a"]}, "token_type has 'a' as number 0, which is not"),
     ]:
         with pytest.raises(BadInput, match=words):
             gguf_tokenizer(fields | changes)

@@ -6,6 +6,7 @@ the library which reads it.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from gptjax.data.tokenizers.base import Tokenizer
@@ -219,25 +220,41 @@ def gguf_tokenizer(fields: Mapping[str, Any], source: str = "the GGUF file") -> 
     a list that is missing or a pre-tokenizer that is not known.
     """
 
-    def field(name: str):
+    def optional(name: str, kind: type, default=None):
+        key = f"tokenizer.ggml.{name}"
+        value = fields.get(key, default)
+        if value is not None and not isinstance(value, kind):
+            raise BadInput(f"{source}: {key} is {value!r:.40}, not of type {kind.__name__}")
+        return value
+
+    def listed(name: str, kind: type):
         key = f"tokenizer.ggml.{name}"
         if key not in fields:
             raise BadInput(f"{source} has no {key}, so it holds no tokenizer")
-        return fields[key]
+        values = fields[key]
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise BadInput(f"{source}: {key} is {values!r:.40}, not a list")
+        for number, value in enumerate(values):
+            if not isinstance(value, kind):
+                raise BadInput(
+                    f"{source}: {key} has {value!r:.40} as number {number}, which is not of type "
+                    f"{kind.__name__}"
+                )
+        return values
 
-    kind, tokens = field("model"), field("tokens")
-    named = {role: fields.get(f"tokenizer.ggml.{name}") for role, name in GGUF_ROLES.items()}
-    special = {role: int(number) for role, number in named.items() if number is not None}
-    types = fields.get("tokenizer.ggml.token_type")
+    kind, tokens = optional("model", str), listed("tokens", str)
+    named = {role: optional(name, int) for role, name in GGUF_ROLES.items()}
+    special = {role: number for role, number in named.items() if number is not None}
+    types = listed("token_type", Integral) if "tokenizer.ggml.token_type" in fields else None
     if kind == "gpt2":
-        pre = fields.get("tokenizer.ggml.pre", "gpt-2")
-        return byte_bpe(tokens, field("merges"), special, types=types, pre=pre, source=source)
+        pre, merges = optional("pre", str, "gpt-2"), listed("merges", str)
+        return byte_bpe(tokens, merges, special, types=types, pre=pre, source=source)
     if kind == "llama":
         special = {"unk": 0, "bos": 1, "eos": 2} | special  # what the format means by none
-        prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-        scores = field("scores")
+        prefix = optional("add_space_prefix", bool, True)
+        scores, types = listed("scores", Real), listed("token_type", Integral)
         return sentencepiece_of_lists(
-            tokens, scores, field("token_type"), special, prefix_space=prefix, source=source
+            tokens, scores, types, special, prefix_space=prefix, source=source
         )
     raise BadInput(
         f"{source} has a tokenizer of kind {kind!r}; gpt2 (byte-level BPE) and llama "

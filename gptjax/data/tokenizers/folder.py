@@ -110,6 +110,8 @@ def _read_file(path: Path, name: str) -> Tokenizer:
     settings = Settings(path.parent)
     if data.lstrip().startswith(b"{"):
         return _of_json(data, path, name, settings)
+    if path.suffix == ".json":
+        raise BadInput(f"{name} holds no JSON object; give {WANTED}")
     if path.suffix == ".model" or data.startswith(b"\n"):  # how its first piece begins
         return _of_pieces(data, name, settings)
     try:

@@ -59,6 +59,8 @@ class HuggingFaceTokenizer:
                 f"{source} has {self.vocab_size} as its number of ids; it may be 1 to {MOST_IDS}"
             )
         ids = set(vocab.values())
+        if len(ids) < len(vocab):
+            raise BadInput(f"{source} has two tokens of one id: {_twice(vocab)}")
         for role, number in {"separator": self.separator_id, **self.special}.items():
             if number not in ids:
                 raise BadInput(f"{source} has no token {number}, which is to be its {role}")
@@ -137,6 +139,15 @@ def _parsed(text: str, source: str):
     made.no_truncation()
     made.no_padding()
     return made
+
+
+def _twice(vocab: Mapping[str, int]) -> str:
+    """The tokens of the first id that more than one has."""
+    first: dict[int, str] = {}
+    for token, number in sorted(vocab.items()):
+        if first.setdefault(number, token) != token:
+            return f"{first[number]!r} and {token!r} are {number}"
+    return ""
 
 
 def byte_alphabet() -> dict[str, int]:
