@@ -223,7 +223,7 @@ def read_words(found: Checkpoint) -> Tokenizer | None:
 def _parted(source: str) -> tuple[str, Path]:
     kind, colon, path = str(source).partition(":")
     if not colon or kind not in SOURCES or not path:
-        near = did_you_mean(kind, SOURCES) if colon else ""
+        near = did_you_mean(kind, SOURCES) if colon and kind not in SOURCES else ""
         known = ", ".join(f"{name}:PATH ({what})" for name, what in SOURCES.items())
         raise BadInput(f"the source is {str(source)!r}{near}; give one of {known}")
     if "\0" in path:

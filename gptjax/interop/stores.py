@@ -88,7 +88,7 @@ class GgufStore(Store):
         except ImportError:
             raise BadInput(f"{source} needs the package gguf: pip install 'gptjax[hf]'") from None
         self.source = source
-        _check_file(path)
+        check_file(path)
         check_header(path)
         try:
             reader = gguf.GGUFReader(path)
@@ -167,7 +167,7 @@ def refused_pickle(path: Path) -> BadInput:
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file; BadInput names the file."""
-    _check_file(path)
+    check_file(path)
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -177,24 +177,30 @@ def read_json(path: Path) -> dict:
     return tree
 
 
+def check_file(path: Path) -> None:
+    """BadInput that says what stands where a file is wanted."""
+    if path.is_symlink() and not path.exists():
+        raise BadInput(f"{path} is a link to what is not there, or to itself")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no plain file"
+        raise BadInput(f"{path} is {what}; a file is wanted there")
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
+        raise BadInput(f"{path} is missing{did_you_mean(path.name, near)}")
+    with reading(path), path.open("rb"):
+        pass  # the libraries that read it say of one without permission that it is not there
+
+
 def _opened(path: Path):
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise BadInput(f"{path} needs the package safetensors: pip install 'gptjax[hf]'") from None
-    _check_file(path)
+    check_file(path)
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(f"{path} is damaged or cut short: {_words(error)}") from None
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-        raise BadInput(f"{path} is missing{did_you_mean(path.name, near)}")
-    with reading(path), path.open("rb"):
-        pass  # the libraries that read it say of one without permission that it is not there
 
 
 def _plain(file) -> bool:

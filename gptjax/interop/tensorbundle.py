@@ -17,7 +17,7 @@ import numpy as np
 from gptjax.errors import BadInput
 from gptjax.interop.checksums import crc32c, masked
 from gptjax.interop.layouts import Range
-from gptjax.interop.stores import Store, any_safetensors
+from gptjax.interop.stores import Store, any_safetensors, check_file
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes at the end of an index
@@ -30,6 +30,7 @@ class BundleStore(Store):
 
     def __init__(self, path: Path):
         self.source = str(path)
+        check_file(path)
         try:
             entries = {k.decode(): _message(v) for k, v in _table(path.read_bytes())}
             shards = _number(entries.pop(""), 1, 1)
@@ -42,8 +43,7 @@ class BundleStore(Store):
             path.with_suffix(f".data-{n:05d}-of-{shards:05d}") for n in range(min(shards, 10**5))
         ]
         for part in parts:
-            if not part.is_file():
-                raise BadInput(f"{part} is missing")
+            check_file(part)
         sizes = [part.stat().st_size for part in parts]
         empty = np.zeros(0, np.uint8)
         self._data = [
@@ -83,6 +83,7 @@ class NpzStore(Store):
 
     def __init__(self, path: Path):
         self.source = str(path)
+        check_file(path)
         try:
             self._arrays = np.load(path, allow_pickle=False)
             self.shapes = {name: self._arrays[name].shape for name in self._arrays.files}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 
 import jax
@@ -213,11 +214,29 @@ def test_sources_that_are_none(tmp_path):
         str(tmp_path): "give one of hf:PATH",
         f"gguff:{tmp_path}": "did you mean 'gguf'",
         f"hf:{tmp_path / 'x'}": "does not exist; hf: takes a folder with config.json",
-        f"gguf:{tmp_path}": "is missing",
+        f"gguf:{tmp_path}": "is a folder; a file is wanted there",
+        "hf:": r"the source is 'hf:'; give one of hf:PATH",
         f"hf:{tmp_path}": r"config\.json is missing",
     }.items():
         with pytest.raises(BadInput, match=line):
             load(source)
+
+
+def test_what_is_there_but_no_plain_file_is_called_what_it_is(folder):
+    path, _, _ = folder("gpt2")
+    for name in ("model.safetensors", "config.json"):
+        file = path / name
+        file.unlink()
+        for make, line in (
+            (file.mkdir, "is a folder; a file is wanted there"),
+            (lambda file=file: os.mkfifo(file), "is no plain file; a file is wanted there"),
+            (lambda file=file: file.symlink_to("nowhere"), "is a link to what is not there"),
+            (lambda file=file: file.symlink_to(file.name), "is a link to .*itself"),
+        ):
+            make()
+            with pytest.raises(BadInput, match=rf"{file} {line}"):
+                load(f"hf:{path}")
+            file.rmdir() if file.is_dir() else file.unlink()
 
 
 def test_a_tokenizer_that_does_not_fit_and_one_that_does(folder):

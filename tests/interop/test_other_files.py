@@ -1,6 +1,7 @@
 """The same models in the files of others: Meta's, GGUF, and GPT-2 as TensorFlow saved it."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -316,6 +317,14 @@ def test_a_checkpoint_that_tensorflow_wrote(tmp_path):
     with pytest.raises(BadInput, match="the checksum of its block at byte 0 is another"):
         load(f"tf:{tmp_path / '124M'}")
     index.write_bytes(kept)
+    for file in (index, data):
+        kept = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(BadInput, match=rf"{file} is no plain file"):
+            load(f"tf:{tmp_path / '124M'}")
+        file.unlink()
+        file.write_bytes(kept)
     index.write_bytes(index.read_bytes()[:-9])
     with pytest.raises(BadInput, match=r"model\.ckpt\.index is damaged, cut short or no index"):
         load(f"tf:{tmp_path / '124M'}")
