@@ -73,7 +73,7 @@ def _backward(scale, kept, g_BTHK):
     dscores = weights * (dweights - radial[:, :, None])
     dbias = None
     if bias is not None:
-        dbias = dscores if bias.shape[0] > 1 else dscores.sum(0, keepdims=True)
+        dbias = dscores if bias.shape[0] > 1 else _summed(dscores)
         dbias = dbias.transpose(0, 1, 3, 4, 2)
     dscores = dscores.astype(dtype)
     dq = jnp.moveaxis(product("bgks,bgsrt->bgkrt", k.swapaxes(-1, -2), dscores), 2, -1)
@@ -85,6 +85,12 @@ def _backward(scale, kept, g_BTHK):
         x.transpose(0, 2, 1, 3).astype(like.dtype) for x, like in ((dk, k_BSGK), (dv, v_BSGK))
     )
     return dq_BTHK, dk_BSGK, dv_BSGK, None, dbias
+
+
+def _summed(x):
+    """The sum over rows, as a product: XLA:CPU adds up the first axis of an array slowly."""
+    rows = len(x)
+    return (jnp.ones((1, rows), x.dtype) @ x.reshape(rows, -1)).reshape(1, *x.shape[1:])
 
 
 _attention.defvjp(_forward, _backward)

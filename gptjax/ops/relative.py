@@ -64,6 +64,15 @@ class DistanceScores(NamedTuple):
         length, (_, heads, _, distances) = q_BTHK.shape[1], scores_1HTL.shape
         return jnp.broadcast_to(scores_1HTL, (1, heads, length, distances))
 
+    def pairs(self, length: int, both: bool):
+        """[1, H, T, T] in float32: of all pairs of whole rows; later keys as near ones, or both.
+
+        A gather, which XLA does not make again for every row of a batch, as it would a shift.
+        """
+        away = np.arange(length)[:, None] - np.arange(length)[None]
+        places = length - 1 - away if both else np.maximum(away, 0)
+        return jnp.take(self.scores_LH.T.astype(jnp.float32), places, axis=1)[None]
+
 
 Relative = DistanceKeys | DistanceScores
 
@@ -147,8 +156,11 @@ def relative_attention(
             segments = segments, segments
         if segments is not None:
             mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
-        shifted = both_ways if both else _shifted
-        bias = shifted(terms.bias(q, scale), k.shape[1])
+        if isinstance(terms, DistanceScores):
+            bias = terms.pairs(length, both)
+        else:
+            shifted = both_ways if both else _shifted
+            bias = shifted(terms.bias(q, scale), k.shape[1])
         out = masked_attention(terms.query(q), k, v, jnp.asarray(mask), scale, bias)
         return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),
                            *out.shape[2:])[:, :length]  # fmt: skip
