@@ -75,8 +75,8 @@ class Options:
             raise BadInput(f"--max_tokens={self.max_tokens}: give at most {MOST_TOKENS}")
         if not 0 <= self.beams < 2**16:
             raise BadInput(f"--beams={self.beams}: give 0 (draw) or more")
-        if not 0 <= self.seed < 2**63:
-            raise BadInput(f"--seed={self.seed}: give 0 or more")
+        if not 0 <= self.seed < 2**32:  # beyond, the keys of jax repeat
+            raise BadInput(f"--seed={self.seed}: give 0 or more, below {2**32}")
         if not 0 <= self.temperature < float("inf"):
             raise BadInput(f"--temperature={self.temperature}: give 0 (the likeliest) or more")
         if not 0 <= self.top_k < 2**31:

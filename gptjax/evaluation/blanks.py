@@ -20,7 +20,7 @@ from gptjax.evaluation.decode import DECODE_RULES, as_multiplied, on_mesh
 from gptjax.evaluation.forms import Form
 from gptjax.evaluation.generate import Clock, Row, generate_rows, groups
 from gptjax.evaluation.reading import Given
-from gptjax.evaluation.sampling import Sampling
+from gptjax.evaluation.sampling import SEEDS, Sampling
 from gptjax.evaluation.texts import Prompt, Text, generate_texts, search_texts
 from gptjax.models.build import model_of
 from gptjax.models.config import TransformerConfig
@@ -105,7 +105,7 @@ def _blocks(asked, prompts, count, sampling, num_samples, search, batch_size) ->
                     one[0] for one in beam_search(asked.config, asked.params, given, count, **more)
                 ]
             else:
-                drawn = replace(sampling, seed=(sampling.seed + 7919 * sample + blank) % 2**63)
+                drawn = replace(sampling, seed=(sampling.seed + 7919 * sample + blank) % SEEDS)
                 found = generate_rows(asked.config, asked.params, given, count, drawn, **options)
             for i, row in zip(rows, found, strict=True):
                 fills[i].append(row.tokens)

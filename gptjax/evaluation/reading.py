@@ -135,15 +135,20 @@ def _check_prefix(config: TransformerConfig, prefix: int, tokens: int) -> None:
 
 def checked_ids(config: TransformerConfig, ids, what: str = "prompt") -> np.ndarray:
     """int32 [n]; BadInput for none, or for one that the vocabulary does not have."""
-    ids = np.asarray(ids, np.int32).reshape(-1)
+    try:
+        ids = np.asarray(ids).reshape(-1)
+    except ValueError:  # lists of other lengths inside
+        raise BadInput(f"the {what} is no list of ids") from None
     if not ids.size:
         raise BadInput(f"the {what} is empty: give at least one token")
+    if ids.dtype.kind not in "iu":
+        raise BadInput(f"the {what} begins with {ids.tolist()[0]!r:.40}: give ids, whole numbers")
     unknown = ids[(ids < 0) | (ids >= config.vocab_size)]
     if unknown.size:
         raise BadInput(
             f"token {unknown[0]} of the {what} is not in the vocabulary of {config.vocab_size}"
         )
-    return ids
+    return ids.astype(np.int32)
 
 
 def dense(config: TransformerConfig) -> bool:

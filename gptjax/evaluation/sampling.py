@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from gptjax.errors import BadInput
 
 
+SEEDS = 2**32  # beyond it jax's keys repeat
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn."""
@@ -37,6 +40,8 @@ class Sampling:
             raise BadInput(
                 f"repetition_penalty = {self.repetition_penalty} must be above 0; 1 is none"
             )
+        if not 0 <= self.seed < SEEDS:
+            raise BadInput(f"seed = {self.seed} must be 0 or more and below {SEEDS}")
 
     @property
     def method(self) -> "Method":
