@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from gptjax.errors import BadInput
 
-
 SEEDS = 2**32  # beyond it jax's keys repeat
 
 
