@@ -50,7 +50,9 @@ def published(
     fields of OptimConfig.
     """
     length = sequence_length or model.context_length
-    model = dataclasses.replace(model, layers="scan", remat="block", compute_dtype="bfloat16")
+    model = dataclasses.replace(model, remat="block", compute_dtype="bfloat16")
+    if model.kind != "two_stream":  # whose layers are not scanned
+        model = dataclasses.replace(model, layers="scan")
     mesh = _mesh(model)
     # A share of the steps, so that a run cut short has its schedule cut short too.
     every = steps or -(-int(tokens) // (batch_size * length))

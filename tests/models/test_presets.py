@@ -31,6 +31,8 @@ DIFFERENT = {
     "igpt-xl": -9 * 3072 * 60,
     # Counted were the products of the layers: embedding, norms and distances come on top.
     "lamda-137b": 32000 * 8192 + (2 * 64 + 1) * 8192 + 32 * 128,
+    # Counted were the products and the table of words: biases, norms, the last norm.
+    "glm-130b": 70 * (4 * 12288 + 2 * 32768 + 12288 + 4 * 12288) + 2 * 12288,
     # Counted was an encoder-decoder with experts in every fourth layer. Without the encoder and the
     # attention to it, and with experts in three layers more:
     "switch-base-8": (
@@ -65,17 +67,23 @@ PUBLISHED = {
     "bert-small": 29.1,
     "bert-medium": 41.7,
     "ul2-20b": 19_500,
+    "glm-base": 110,
+    "glm-large": 335,
+    "glm-410m": 410,
+    "glm-515m": 515,
+    "glm-roberta": 355,  # 335 without the larger table of words
+    "glm-2b": 1_920,  # "2B"
+    "glm-large-chinese": 355,
+    "glm-10b": 9_900,  # "10B"
+    "glm-10b-chinese": 9_900,
+    "plug-27b": 26_000,  # "27B"; the table of words is not published
 }
 
 # Families of the table that no preset has, with what they are.
 OTHERS = {
-    "PLUG": "encoder-decoder",
-    "GLM": "blank infilling, bidirectional over its prefix",
-    "GLM-130B": "blank infilling, bidirectional over its prefix",
     "ChatGLM": "blank infilling, bidirectional over its prefix",
     "ERNIE 3.0": "universal and task-specific stacks",
     "ERNIE 3.0 Titan": "universal and task-specific stacks",
-    "XLNet": "permutation language model with two streams",
 }
 WITHOUT = {
     "lamda-2b": "no shape is published",

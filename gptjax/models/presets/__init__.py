@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gptjax.errors import BadInput, did_you_mean
 from gptjax.models.config import TransformerConfig
-from gptjax.models.presets import encoders, google, large, open_models, openai
+from gptjax.models.presets import encoders, google, large, open_models, openai, prefixes
 from gptjax.models.presets.encoders import bert, mt5, roberta, t5, t5_v1_1, ul2
 from gptjax.models.presets.google import (
     chinchilla,
@@ -31,6 +31,7 @@ from gptjax.models.presets.open_models import (
     opt,
 )
 from gptjax.models.presets.openai import gpt1, gpt2, gpt3, image_gpt, sparse_transformer
+from gptjax.models.presets.prefixes import glm, glm_130b, plug, xlnet
 
 # The sizes of every family, each with the row of the table that it is.
 FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
@@ -63,6 +64,10 @@ FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
     t5_v1_1: encoders.T5_V1_1,
     mt5: encoders.MT5,
     ul2: encoders.UL2,
+    glm: prefixes.GLM,
+    glm_130b: prefixes.GLM_130B,
+    xlnet: prefixes.XLNET,
+    plug: prefixes.PLUG,
 }
 
 
