@@ -11,6 +11,7 @@ import jax
 
 from gptjax import data, registry
 from gptjax.data.loader import Rows
+from gptjax.data.tokenizers import tokenizer_of
 from gptjax.errors import printable
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.evaluation.population_loss import exact_figures
@@ -135,7 +136,7 @@ def open_run(
     before = check_config(experiment, workdir, fork)
     same_data = before is None or not data_changed(experiment, before)
     if experiment.data.tokenizer_file:  # before a corpus is cut by it
-        words = data.tokenizer_of(experiment.data.tokenizer_file, experiment.data.tokenizer)
+        words = tokenizer_of(experiment.data.tokenizer_file, experiment.data.tokenizer)
         experiment.vocabulary(words)
     dataset = prepare(experiment.data, report=say)
     vocabulary = experiment.vocabulary(dataset.tokenizer)
