@@ -380,6 +380,9 @@ def test_lists_of_sentencepiece(llama, tmp_path):
     (tmp_path / "config.json").write_text('{"tokenizer_class": "CamembertTokenizer"}')
     with pytest.raises(BadInput, match=r"other ids .* give its tokenizer\.json"):
         read_tokenizer(tmp_path)
+    assert made.kept == {"add_bos_token": True}
+    said = {"tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": CHAT}
+    assert gguf_tokenizer(fields | said).kept == {"add_bos_token": False, "chat_template": CHAT}
     plain = gguf_tokenizer(fields | {"tokenizer.ggml.add_space_prefix": False})
     assert len(plain.encode("x")) <= len(made.encode("x")) and plain.decode([]) == ""
     for change in ({"scores": [0.0]}, {"token_type": [9] * 360}, {"tokens": ["<unk>"] * 360}):
@@ -407,6 +410,70 @@ def test_exported_sentencepiece_has_the_same_ids(kind, llama, tmp_path):
         assert written.decode(ids) == own.decode(ids)
 
     same()
+
+
+def copied(source, folder):
+    """What `folder/out` gets of a tokenizer that a run had in between; its config there."""
+    made = read_tokenizer(source)
+    made.save(folder / "run")
+    saved = load_tokenizer(folder / "run", made.sha256)
+    assert saved.kept == made.kept
+    export_tokenizer(saved, folder / "out")
+    return json.loads((folder / "out" / "tokenizer_config.json").read_text())
+
+
+BOTH = {"add_bos_token": True, "add_eos_token": True}
+CHAT = "{{ messages[0]['content'] }}\n\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("llama", BOTH | {"chat_template": CHAT, "tokenizer_class": "LlamaTokenizer"}),
+        ("llama", {"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}),
+        ("llama", {"tokenizer_class": "T5Tokenizer"}),
+        ("gpt2", {"add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}),
+        ("json", {"add_bos_token": True, "chat_template": CHAT}),
+    ],
+)
+def test_what_its_source_puts_around_a_text_is_exported(
+    layout, said, folders, llama, byte_level, tmp_path
+):
+    source = write(tmp_path / "source", tokenizer_config=said)
+    if layout == "llama":
+        (source / "tokenizer.model").write_bytes(llama.model)
+    elif layout == "json":
+        text = (folders["json"] / "tokenizer.json").read_bytes()
+        (source / "tokenizer.json").write_bytes(text)
+    else:
+        write(source, **byte_level)
+    config = copied(source, tmp_path)
+    assert config.get("chat_template") == said.get("chat_template")
+    ours = [read_tokenizer(folder).encode("This line") for folder in (source, tmp_path / "out")]
+    assert ours[0].tolist() == ours[1].tolist()
+    transformers = pytest.importorskip("transformers")
+    theirs, again = (
+        transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "out")
+    )
+    for texts in (("This line",), ("This line", "This")):
+        assert again(*texts)["input_ids"] == theirs(*texts)["input_ids"]
+    assert again.chat_template == theirs.chat_template
+    inner = again("This line", add_special_tokens=False)["input_ids"]
+    assert inner == ours[0].tolist()
+
+
+def test_templates_of_chats_are_text_and_come_from_their_file_first(llama, tmp_path):
+    both = BOTH | {"chat_template": "{{ 1 }}"}
+    source = write(tmp_path / "source", tokenizer_config=both)
+    (source / "tokenizer.model").write_bytes(llama.model)
+    (source / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    assert copied(source, tmp_path)["chat_template"] == CHAT
+    (source / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(BadInput, match=r"chat_template\.jinja is no text"):
+        read_tokenizer(source)
+    (source / "chat_template.jinja").unlink()
+    write(source, tokenizer_config={"add_bos_token": "yes", "chat_template": [{"name": "a"}]})
+    assert read_tokenizer(source).kept == {}
 
 
 def test_what_has_no_faithful_form_is_not_exported(llama, tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ MAX_MODEL_BYTES = 1 << 28  # a million pieces take some 20 MB
 FIRST_SYMBOL = 0x100  # the character that id 0 of a `SymbolTokenizer` stands for
 MOST_SYMBOLS = 50_000  # that end below the surrogates
 HARD_TEXT = "  two  spaces\n\ttab\r\nñ n\u0303 \U0001f642 ﬁ\u2581 end "  # few keep it whole
+KEPT = {"add_bos_token": bool, "add_eos_token": bool, "chat_template": str}
 
 
 class Tokenizer(Protocol):
@@ -154,6 +155,14 @@ def save_record(tokenizer: Tokenizer, folder: Path, **more) -> None:
     record = {name: getattr(tokenizer, name) for name in names} | more
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def kept_of(said: Mapping) -> dict[str, bool | str]:
+    """What a tokenizer_config.json or a record says of `KEPT`, which only `export` heeds.
+
+    Encoding puts no bos before a text and no eos behind it here; for others they are kept.
+    """
+    return {name: said[name] for name, kind in KEPT.items() if isinstance(said.get(name), kind)}
 
 
 def read_file(path: Path, name: str, what: str) -> bytes:

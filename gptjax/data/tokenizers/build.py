@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from gptjax.data.tokenizers.base import Tokenizer
+from gptjax.data.tokenizers.base import KEPT, Tokenizer, kept_of
 from gptjax.data.tokenizers.huggingface import ROLES, HuggingFaceTokenizer
 from gptjax.data.tokenizers.pieces import SentencePieceTokenizer
 from gptjax.data.tokenizers.splitting import splitting
@@ -246,16 +246,22 @@ def gguf_tokenizer(fields: Mapping[str, Any], source: str = "the GGUF file") -> 
     named = {role: optional(name, int) for role, name in GGUF_ROLES.items()}
     special = {role: number for role, number in named.items() if number is not None}
     types = listed("token_type", Integral) if "tokenizer.ggml.token_type" in fields else None
+    kept = {"chat_template": fields.get("tokenizer.chat_template")}
+    kept |= {name: optional(name, bool) for name in KEPT if name not in kept}
     if kind == "gpt2":
         pre, merges = optional("pre", str, "gpt-2"), listed("merges", str)
-        return byte_bpe(tokens, merges, special, types=types, pre=pre, source=source)
+        made = byte_bpe(tokens, merges, special, types=types, pre=pre, source=source)
+        made.kept = kept_of(kept)
+        return made
     if kind == "llama":
         special = {"unk": 0, "bos": 1, "eos": 2} | special  # what the format means by none
         prefix = optional("add_space_prefix", bool, True)
         scores, types = listed("scores", Real), listed("token_type", Integral)
-        return sentencepiece_of_lists(
+        made = sentencepiece_of_lists(
             tokens, scores, types, special, prefix_space=prefix, source=source
         )
+        made.kept = {"add_bos_token": True} | kept_of(kept)  # a bos is what files mean by none
+        return made
     raise BadInput(
         f"{source} has a tokenizer of kind {kind!r}; gpt2 (byte-level BPE) and llama "
         "(sentencepiece BPE) are read"

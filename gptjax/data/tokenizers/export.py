@@ -9,10 +9,12 @@ normalises (NFKC) does so by grapheme there: an accent on a ligature is lost, an
 space, for which a model that keeps double spaces is refused.
 
 The names of special tokens in a text are read as these tokens by transformers, unless it is told
-`split_special_tokens=True`; none is put before or behind a text that had none there.
+`split_special_tokens=True`. What the tokenizer has in `kept` is written too: where its source put
+a bos before each text or an eos behind it, the post_processor does, which no other text gets.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from gptjax.data.tokenizers.base import HARD_TEXT, ByteTokenizer, Tokenizer
@@ -39,20 +41,25 @@ def export_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     BadInput for a tokenizer that cannot be written with the same ids, such as plain symbols.
     """
     folder = Path(folder)
-    names = {}
+    names, kept = {}, {}
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        text = tokenizer.text
+        text, kept = tokenizer.text, tokenizer.kept
         names = {role: tokenizer.token(number) for role, number in tokenizer.special.items()}
         separator = tokenizer.token(tokenizer.separator_id)
     elif isinstance(tokenizer, ByteTokenizer):
         text, separator = _bytes_text(tokenizer), SEPARATOR
     elif isinstance(tokenizer, SentencePieceTokenizer):
         text, names, separator = _pieces_text(tokenizer)
+        kept = tokenizer.kept
     else:
         raise BadInput(
             f"a tokenizer of {tokenizer.kind} has no form that others read; bytes, sentencepiece "
             "models and tokenizers of others have"
         )
+    added = {r: names[r] for r in ("bos", "eos") if kept.get(f"add_{r}_token") and r in names}
+    if added:
+        whole = json.loads(text) | {"post_processor": _template(added, tokenizer.special)}
+        text = json.dumps(whole, ensure_ascii=False)
     if not {"bos", "eos"} & names.keys():
         names |= {"bos": separator, "eos": separator}
     roles = {f"{role}_token": name for role, name in names.items()}
@@ -60,6 +67,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **roles,
+        **kept,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8", newline="")
@@ -67,6 +75,27 @@ def export_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n")
     if isinstance(tokenizer, SentencePieceTokenizer) and not tokenizer.escapes:
         (folder / MODEL).write_bytes(tokenizer.model)
+
+
+def _template(added: Mapping[str, str], special: Mapping[str, int]) -> dict:
+    """The post_processor that puts a bos before and an eos behind each of one or two texts."""
+
+    def around(text: str, number: int) -> list[dict]:
+        ends = [
+            [{"SpecialToken": {"id": added[r], "type_id": number}}] if r in added else []
+            for r in ("bos", "eos")
+        ]
+        return [*ends[0], {"Sequence": {"id": text, "type_id": number}}, *ends[1]]
+
+    tokens = {
+        name: {"id": name, "ids": [special[role]], "tokens": [name]} for role, name in added.items()
+    }
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": tokens,
+    }
 
 
 def _bytes_text(tokenizer: ByteTokenizer) -> str:

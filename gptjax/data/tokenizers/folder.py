@@ -20,6 +20,7 @@ from gptjax.data.tokenizers.base import (
     ByteTokenizer,
     SymbolTokenizer,
     Tokenizer,
+    kept_of,
     read_file,
 )
 from gptjax.data.tokenizers.build import separator
@@ -48,10 +49,10 @@ def load_tokenizer(folder: str | Path, sha256: str = "") -> Tokenizer:
     or, where `sha256` is given, if it is not that one.
     """
     folder = Path(folder)
-    model, file = b"", folder / MODEL
+    model, file, kept = b"", folder / MODEL, {}
     try:
         record = json.loads((folder / RECORD).read_text())
-        kind, recorded = record["kind"], record["sha256"]
+        kind, recorded, kept = record["kind"], record["sha256"], kept_of(record)
         made: Tokenizer | None = None
         if kind == "bytes":
             made = ByteTokenizer()
@@ -61,7 +62,7 @@ def load_tokenizer(folder: str | Path, sha256: str = "") -> Tokenizer:
             file = folder / JSON
             text = file.read_bytes().decode("utf-8")
             settings = record["separator_id"], record["special"]
-            made = HuggingFaceTokenizer(text, *settings, source=str(file))
+            made = HuggingFaceTokenizer(text, *settings, source=str(file), kept=kept)
         else:
             model = file.read_bytes()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -75,7 +76,7 @@ def load_tokenizer(folder: str | Path, sha256: str = "") -> Tokenizer:
             f"{file} is the tokenizer of another run: its sha256 is {found[:12]}, the recorded "
             f"one is {expected[:12]}; put the run's own file back"
         )
-    return made or SentencePieceTokenizer(model, kind)
+    return made or SentencePieceTokenizer(model, kind, kept=kept)
 
 
 def tokenizer_of(path: str, kind: str) -> Tokenizer:
@@ -125,7 +126,7 @@ def _read_file(path: Path, name: str) -> Tokenizer:
             if other.exists():
                 return _read_file(other, str(other))
         raise BadInput(f"{name} holds merges without a vocabulary: {beside[0]} is missing")
-    return _made(lists.word_piece(lines, name, settings), name)
+    return _made(lists.word_piece(lines, name, settings), name, settings.kept())
 
 
 def _of_json(data: bytes, path: Path, name: str, settings: Settings) -> Tokenizer:
@@ -133,16 +134,18 @@ def _of_json(data: bytes, path: Path, name: str, settings: Settings) -> Tokenize
     if "sha256" in value and "kind" in value:
         return load_tokenizer(path.parent)
     if isinstance(value.get("model"), dict):
-        text = data.decode("utf-8")
-        return _made((text, settings.roles(lists.ids_of(value, name))), name)
+        text, kept = data.decode("utf-8"), settings.kept()
+        for added in ("add_bos_token", "add_eos_token"):  # its own post_processor says this
+            kept.pop(added, None)
+        return _made((text, settings.roles(lists.ids_of(value, name))), name, kept)
     if value and all(type(number) is int for number in value.values()):
-        return _made(lists.bpe(value, path, name, settings), name)
+        return _made(lists.bpe(value, path, name, settings), name, settings.kept())
     raise BadInput(f"{name} is neither a tokenizer.json nor a vocabulary with ids; give {WANTED}")
 
 
-def _made(parts: tuple[str, dict[str, int]], name: str) -> HuggingFaceTokenizer:
+def _made(parts: tuple[str, dict[str, int]], name: str, kept: dict) -> HuggingFaceTokenizer:
     text, special = parts
-    return HuggingFaceTokenizer(text, separator(special, name), special, name)
+    return HuggingFaceTokenizer(text, separator(special, name), special, name, kept)
 
 
 def _of_pieces(data: bytes, name: str, settings: Settings) -> SentencePieceTokenizer:
@@ -165,4 +168,4 @@ def _of_pieces(data: bytes, name: str, settings: Settings) -> SentencePieceToken
             f"{name} is not all of a {settings.tokenizer_class}, which has other ids than its "
             "sentencepiece model; give its tokenizer.json"
         )
-    return SentencePieceTokenizer(data, kind, name)
+    return SentencePieceTokenizer(data, kind, name, settings.kept())

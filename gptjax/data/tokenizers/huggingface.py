@@ -33,7 +33,8 @@ class HuggingFaceTokenizer:
 
     `separator_id` stands between documents; `special` has the ids of the roles in `ROLES`, as
     far as they are known. `continues` is bool [vocab_size] for WordPiece, which marks the tokens
-    that go on with a word, else None. BadInput where the text describes no tokenizer.
+    that go on with a word, else None. `kept` is for others alone (`base.kept_of`). BadInput where
+    the text describes no tokenizer.
     """
 
     kind = "hf"
@@ -44,8 +45,10 @@ class HuggingFaceTokenizer:
         separator_id: int,
         special: Mapping[str, int] | None = None,
         source: str = "the tokenizer",
+        kept: Mapping[str, bool | str] | None = None,
     ):
         self.text = text
+        self.kept = dict(kept or {})
         self.separator_id = int(separator_id)
         self.special = {role: int(number) for role, number in (special or {}).items()}
         self._source = source
@@ -115,7 +118,7 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
-        save_record(self, folder, special=self.special)
+        save_record(self, folder, special=self.special, **self.kept)
         (Path(folder) / JSON).write_text(self.text, encoding="utf-8", newline="")
 
     def _reading_special(self):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptjax.data.tokenizers.base import read_file
+from gptjax.data.tokenizers.base import kept_of, read_file
 from gptjax.data.tokenizers.build import (
     added_token,
     bert_normalizer,
@@ -34,6 +34,8 @@ SPLIT_BY_CLASS = {  # pre-tokenizer of the classes that read vocab.json and merg
     "Qwen2": "qwen2",
     "OpenAIGPT": "gpt-1",
 }
+ADDED_BY_CLASS = {"T5": "add_eos_token", "MT5": "add_eos_token", "CodeLlama": "add_bos_token"}
+TEMPLATE = "chat_template.jinja"
 
 
 class Settings:
@@ -43,6 +45,7 @@ class Settings:
     """
 
     def __init__(self, folder: Path):
+        self._folder = folder
         names = ("tokenizer_config", "special_tokens_map", "added_tokens", "config")
         self.config, self._map, self._added, self._model = (
             _optional(folder / f"{name}.json") for name in names
@@ -59,6 +62,23 @@ class Settings:
         """The rows of the model's embedding, 0 if not said."""
         size = self._model.get("vocab_size")
         return size if type(size) is int else 0
+
+    def kept(self) -> dict[str, bool | str]:
+        """What `base.kept_of` finds in the tokenizer_config.json, and what its class implies.
+
+        A chat_template.jinja comes before a template in that file, as in transformers.
+        """
+        found = kept_of(self.config)
+        if self.tokenizer_class in ADDED_BY_CLASS:
+            found.setdefault(ADDED_BY_CLASS[self.tokenizer_class], True)
+        path = self._folder / TEMPLATE
+        if path.exists():
+            data = read_file(path, str(path), "a template of chats")
+            try:
+                found["chat_template"] = data.decode("utf-8")
+            except UnicodeDecodeError:
+                raise BadInput(f"{path} is no text; copy it again") from None
+        return found
 
     def names(self) -> dict[str, str]:
         """The names of the special tokens by role."""

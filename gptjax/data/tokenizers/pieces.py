@@ -11,7 +11,7 @@ context: the escape counts 2 and the letter 1, which makes the 3 of such a chara
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +46,21 @@ class SentencePieceTokenizer:
 
     A model trained here has the private-use characters in its vocabulary and gets its text
     escaped; one that does not have them is fed the text as it is, and `exact` tells whether
-    its own normalisation keeps text whole.
+    its own normalisation keeps text whole. `kept` is for others alone (`base.kept_of`).
     """
 
-    def __init__(self, model: bytes, kind: str, source: str = "the model"):
+    def __init__(
+        self,
+        model: bytes,
+        kind: str,
+        source: str = "the model",
+        kept: Mapping[str, bool | str] | None = None,
+    ):
         import sentencepiece
 
         self.kind = kind
         self.model = model
+        self.kept = dict(kept or {})
         self.sha256 = hashlib.sha256(model).hexdigest()
         sentencepiece.set_min_log_level(NO_LOG)
         try:
@@ -114,7 +121,7 @@ class SentencePieceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs."""
-        save_record(self, folder)
+        save_record(self, folder, **self.kept)
         (Path(folder) / MODEL).write_bytes(self.model)
 
     def _prepare(self, text: str) -> bytes:
