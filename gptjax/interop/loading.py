@@ -185,7 +185,8 @@ def check_alias(found: Checkpoint, leaves: dict[str, Leaf]) -> None:
         if not _alike(store, alias, name):
             hint = "and is to be the same"
             if alias.removeprefix(found.family.body) == found.family.alias:
-                hint = "and tie_word_embeddings is true; set it to false to read both"
+                field = "tied_embeddings" if found.kind == "meta" else "tie_word_embeddings"
+                hint = f"and {field} is true; set it to false to read both"
             raise BadInput(f"{store.source}: the tensor {alias!r} differs from {name!r}, {hint}")
 
 
