@@ -9,8 +9,9 @@ normalises (NFKC) does so by grapheme there: an accent on a ligature is lost, an
 space, for which a model that keeps double spaces is refused.
 
 The names of special tokens in a text are read as these tokens by transformers, unless it is told
-`split_special_tokens=True`. What the tokenizer has in `kept` is written too: where its source put
-a bos before each text or an eos behind it, the post_processor does, which no other text gets.
+`split_special_tokens=True`. What the tokenizer has in `kept` is written too: where its source puts
+a bos before each text or an eos behind it, a post_processor does so. The [CLS] and [SEP] that the
+classes of BERT and RoBERTa put around a text are written only where a tokenizer.json has them.
 """
 
 import json
