@@ -1,4 +1,4 @@
-"""One process, eight simulated devices, strict ranks; compiled things are shared by session."""
+"""Eight simulated devices in every process, strict ranks; compiled things are shared by session."""
 
 import os
 import tempfile
