@@ -71,7 +71,7 @@ def test_a_run_of_span_corruption(tiny, capsys, tmp_path):
     capsys.readouterr()
     arguments = [f"--from={run.workdir}", "--prompt=def <extra_id_0>(self)", "--temperature=0"]
     out = tmp_path / "out.jsonl"
-    assert main([*arguments, "--max_tokens=6", f"--output={out}", "--explain=steps"]) == 0
+    assert main([*arguments, "--max_tokens=6", f"--output={out}"]) == 0
     assert text in capsys.readouterr().out
     assert json.loads(out.read_text())["text"] == text
     for more, words in (
