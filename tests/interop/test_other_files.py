@@ -236,9 +236,10 @@ def test_gguf_that_cannot_be_read_is_one_line(tmp_path):
     write_gguf(path, tensors, {}, {"llama.rope.scaling.factor": "4.0"})
     with pytest.raises(BadInput, match=r"rope\.scaling\.factor is '4\.0', which no model here"):
         load(f"gguf:{path}")
-    write_gguf(path, tensors, {}, {"llama.attention.causal": False})
-    with pytest.raises(BadInput, match=r"attention\.causal is False, which no model here"):
-        load(f"gguf:{path}")
+    for name, value in {"attention.causal": False, "expert_shared_count": 1}.items():
+        write_gguf(path, tensors, {}, {f"llama.{name}": value})
+        with pytest.raises(BadInput, match=f"{name} is {value}, which no model here"):
+            load(f"gguf:{path}")
     words = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": list("abcdefgh" * 5)}
     write_gguf(path, tensors, {}, words)
     with pytest.raises(BadInput, match=r"m\.gguf has no tokenizer\.ggml\.merges"):

@@ -7,6 +7,23 @@ from gptjax.interop.stores import GgufStore
 from gptjax.models.config import AttentionConfig, DecoderConfig, ExpertsConfig, RotaryConfig
 
 ARCHITECTURE = "general.architecture"
+# Fields that other models have, with the value that says they are not there.
+WITHOUT = {
+    "attention.causal": True,
+    "attention.clamp_kqv": None,
+    "attention.max_alibi_bias": 0.0,
+    "attention.scale": None,
+    "attention.temperature_scale": None,
+    "attn_logit_softcapping": None,
+    "embedding_scale": 1.0,
+    "expert_shared_count": 0,
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "residual_scale": 1.0,
+    "rope.dimension_sections": None,
+    "rope.scaling.attn_factor": 1.0,
+    "use_parallel_residual": False,
+}
 
 
 def completed(store: GgufStore) -> dict:
@@ -35,7 +52,7 @@ def family_of(store: GgufStore) -> Family:
 
 def read_llama(f: Fields) -> DecoderConfig:
     """LLaMA, and Mixtral, which has the same architecture there."""
-    f.only(**{"attention.causal": True})
+    f.only(**WITHOUT)
     f.only(**{"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0})
     d_model, heads = f.count("embedding_length"), f.count("attention.head_count")
     size = f.count("attention.key_length", max(d_model // heads, 1))
@@ -72,7 +89,7 @@ def read_llama(f: Fields) -> DecoderConfig:
 
 def read_gpt2(f: Fields) -> DecoderConfig:
     """GPT-2."""
-    f.only(**{"attention.causal": True})
+    f.only(**WITHOUT)
     return DecoderConfig(
         vocab_size=f.count("vocab_size"),
         context_length=f.count("context_length"),
