@@ -179,7 +179,7 @@ def override(
 
 def _check_names(experiment, arguments: tuple[str, ...]) -> None:
     """Refuse the first option that is no field of the experiment, or is given twice."""
-    from gptjax.experiment import field_names
+    from gptjax.config_tree import field_names
     from gptjax.suggest import unknown_field
 
     known, given = set(field_names(experiment)), set()

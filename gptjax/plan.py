@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from gptjax.config_tree import flatten
 from gptjax.data.check import check as check_data
 from gptjax.data.config import cache_root
 from gptjax.data.prepare import training_tokens
-from gptjax.experiment import Experiment, flatten
+from gptjax.experiment import Experiment
 from gptjax.memory import Need, device_memory, verdict
 from gptjax.models.build import param_axes
 from gptjax.ops.shards import on_platform

@@ -15,9 +15,10 @@ from pathlib import Path
 import jax
 
 from gptjax import data
+from gptjax.config_tree import flatten
 from gptjax.data.config import DataConfig, cache_root
 from gptjax.errors import BadInput
-from gptjax.experiment import Experiment, flatten
+from gptjax.experiment import Experiment
 from gptjax.parallel.mesh import check_mesh
 from gptjax.runs import (
     Ledger,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jax
 
+from gptjax.config_tree import differences
 from gptjax.data import load_tokenizer
 from gptjax.errors import BadInput, DamagedData
-from gptjax.experiment import Experiment, differences, upgraded
+from gptjax.experiment import Experiment, upgraded
 from gptjax.training.workdir import MetricsLog, read_json, write_json
 
 FOLDERS = ("checkpoints", "tensorboard", "tokenizer")

@@ -6,8 +6,9 @@ for them that are in use: `--model.widht` is near `width`, which is `model.d_mod
 
 import difflib
 
+from gptjax.config_tree import field_names
 from gptjax.errors import BadInput
-from gptjax.experiment import Experiment, field_names
+from gptjax.experiment import Experiment
 
 ENOUGH = 0.75  # likeness of two words from which one may be a slip of the other
 SAME_PART = 0.1  # on top of it where the part before the dot is right

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from gptjax import DataConfig, DecoderConfig, Experiment, NextToken, TrainConfig
+from gptjax.config_tree import differences, field_names
 from gptjax.errors import BadInput
-from gptjax.experiment import differences, field_names, upgraded
+from gptjax.experiment import upgraded
 from gptjax.models.config import AttentionConfig, EmbeddingConfig
 from gptjax.run_folder import load_experiment
 from tests.conftest import changed

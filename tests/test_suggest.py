@@ -2,7 +2,8 @@
 
 import pytest
 
-from gptjax.experiment import Experiment, field_names
+from gptjax.config_tree import field_names
+from gptjax.experiment import Experiment
 from gptjax.suggest import SYNONYMS, nearest_fields, unknown_field
 
 LENGTHS = ["data.sequence_length", "model.context_length"]

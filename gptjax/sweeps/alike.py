@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from gptjax.config_tree import MAY_DIFFER, flatten
 from gptjax.errors import BadInput, did_you_mean
-from gptjax.experiment import MAY_DIFFER, flatten
 from gptjax.scaling.laws.isoflop import same_budgets
 from gptjax.sweeps.sweep import FACTS, Analysis, Point
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gptjax.config_tree import MAY_DIFFER, flatten
 from gptjax.errors import BadInput, DamagedData, check_types, did_you_mean
-from gptjax.experiment import MAY_DIFFER, Experiment, flatten
+from gptjax.experiment import Experiment
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.ledger import Ledger
 from gptjax.sweeps.sweep import Analysis, Point, Sweep

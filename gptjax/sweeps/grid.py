@@ -12,8 +12,9 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gptjax.config_tree import field_names
 from gptjax.errors import BadInput
-from gptjax.experiment import Experiment, field_names
+from gptjax.experiment import Experiment
 from gptjax.suggest import unknown_field
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptjax.config_tree import MAY_DIFFER, flatten
 from gptjax.errors import BadInput, DamagedData
-from gptjax.experiment import MAY_DIFFER, flatten
 from gptjax.scaling.checks import check_number
 from gptjax.scaling.planner import check_budgets
 from gptjax.scaling.rates import Tuned

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptjax.config_tree import flatten
 from gptjax.errors import BadInput
-from gptjax.experiment import flatten
 from gptjax.scaling.chart import Chart
 from gptjax.scaling.table import Runs
 from gptjax.sweeps.ablation import Ablation, ablate

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gptjax.config_tree import MAY_DIFFER, flatten
 from gptjax.errors import BadInput, check_types
-from gptjax.experiment import MAY_DIFFER, Experiment, flatten
+from gptjax.experiment import Experiment
 from gptjax.scaling.flops import count_parameters
 from gptjax.scaling.planner import IsoFlops
 from gptjax.sweeps.grid import Grid, override
