@@ -8,6 +8,7 @@ better than the worst finished if it ended now.
 """
 
 import functools
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ from gptjax.evaluation.decode import (
     next_logits,
     on_mesh,
     rows_of,
+    stops_of,
 )
 from gptjax.evaluation.generate import checked_vocabulary, groups, sizes
 from gptjax.evaluation.reading import Given, Reading, checked, reading_of, room
@@ -103,12 +105,13 @@ def _searched(params, search: Search, bounds: Bounds, *, config, vocab: int, rul
         logprob_KBV = jax.nn.log_softmax(logits_RV, -1).reshape(beams, batch, vocab)
         logprob_KBV = s.logprob_KB[:, :, None] + logprob_KBV
         flat_BW = jnp.moveaxis(logprob_KBV, 1, 0).reshape(batch, beams * vocab)
-        # At most one of every beam's continuations is the stop token: K others remain of 2 K.
-        best_BC, which_BC = jax.lax.top_k(flat_BW, min(2 * beams, beams * vocab))
+        # At most S of every beam's continuations are stop tokens: K others remain of (1 + S) K.
+        most = (1 + bounds.stop.shape[0]) * beams
+        best_BC, which_BC = jax.lax.top_k(flat_BW, min(most, beams * vocab))
         best_CB, which_CB = best_BC.T, which_BC.T
         parent_CB, token_CB = which_CB // vocab, which_CB % vocab
         generated_B = i + 1 - bounds.lengths_B
-        stops_CB = token_CB == bounds.stop
+        stops_CB = jnp.any(token_CB[..., None] == bounds.stop[None, None], axis=-1)
         live_B = s.going_B & (i >= bounds.lengths_B)
 
         ends_CB = stops_CB & live_B[None]
@@ -186,7 +189,7 @@ def beam_search(
     beams: int = 4,
     length_penalty: float = 0.6,
     num_results: int = 1,
-    stop_token: int = -1,
+    stop_token: int | Sequence[int] = -1,
     vocab_size: int | None = None,
     mesh=None,
     batch_size: int = 64,
@@ -224,7 +227,7 @@ def beam_search(
                 jnp.asarray(lengths),
                 jnp.asarray(limits, jnp.int32),
                 jnp.float32(length_penalty),
-                jnp.int32(stop_token),
+                jnp.asarray(stops_of(stop_token)),
                 reading.later(beams),
             )
             search = _begun(config, params, mine, reading, length, beams)

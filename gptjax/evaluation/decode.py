@@ -8,6 +8,7 @@ first tokens; prompts that are read both ways go through the model whole (`readi
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,7 +55,8 @@ class Request(NamedTuple):
     """What is asked of every row.
 
     lengths_B: of the prompts; limits_B: of prompt and continuation together; keys_B: random keys;
-    stop: the token that ends a row, -1 for none; reading: what the model is given beside tokens.
+    stop: int32 [S], tokens that end a row, -1 for none; reading: what the model is given beside
+    tokens.
     """
 
     lengths_B: jax.Array
@@ -63,6 +65,12 @@ class Request(NamedTuple):
     settings: Settings
     stop: jax.Array
     reading: Reading = NOTHING
+
+
+def stops_of(stop_token: int | Sequence[int]) -> np.ndarray:
+    """int32 [S]: the tokens that end a row, -1 for none."""
+    stops = np.asarray(stop_token, np.int32).reshape(-1)
+    return stops if len(stops) else np.array([-1], np.int32)
 
 
 def cache_length(config: TransformerConfig, longest: int) -> int:
@@ -208,12 +216,13 @@ def run(
         if not method.greedy:  # by how many were drawn before, whatever stands in other rows
             keys_B = jax.vmap(jax.random.fold_in)(keys_B, i - request.lengths_B)
         drawn_B = choose(scores_BV, keys_B, method, request.settings)
-        drawn_B = jnp.where(state.done_B, jnp.maximum(request.stop, 0), drawn_B)
+        drawn_B = jnp.where(state.done_B, jnp.maximum(request.stop[0], 0), drawn_B)
         forced_B = i < request.lengths_B
         given_B = jax.lax.dynamic_index_in_dim(tokens_BL, i, axis=1, keepdims=False)
         token_B = jnp.where(forced_B, given_B, drawn_B)
         tokens_BL = jax.lax.dynamic_update_slice_in_dim(tokens_BL, token_B[:, None], i, axis=1)
-        ended_B = ~forced_B & ((token_B == request.stop) | (i + 1 >= request.limits_B))
+        stops_B = jnp.any(token_B[:, None] == request.stop[None], axis=1)
+        ended_B = ~forced_B & (stops_B | (i + 1 >= request.limits_B))
         top = None if state.top is None else _noted(state.top, logits_BV, token_B, i)
         return State(i + 1, tokens_BL, state.done_B | ended_B, cache, top)
 

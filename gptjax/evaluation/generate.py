@@ -22,6 +22,7 @@ from gptjax.evaluation.decode import (
     everywhere,
     on_mesh,
     run,
+    stops_of,
 )
 from gptjax.evaluation.reading import Given, checked, reading_of, room
 from gptjax.evaluation.sampling import Sampling
@@ -76,14 +77,14 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     num_samples: int = 1,
-    stop_token: int = -1,
+    stop_token: int | Sequence[int] = -1,
     vocab_size: int | None = None,
     mesh=None,
     on_tokens: Callable[[int, np.ndarray], bool | None] | None = None,
     every: int = 1,
     batch_size: int = 64,
 ) -> list[np.ndarray]:
-    """Up to `count` tokens after each prompt; each row ends before its stop token.
+    """Up to `count` tokens after each prompt; each row ends before a stop token.
 
     prompts: int array [B, P], or a list of arrays of any lengths, or of `Given`, which have what is
     read both ways or by an encoder; what follows one does not depend on the others. The rows that
@@ -119,7 +120,7 @@ def generate_rows(
     sampling: Sampling,
     *,
     num_samples: int = 1,
-    stop_token: int = -1,
+    stop_token: int | Sequence[int] = -1,
     vocab_size: int | None = None,
     mesh=None,
     on_tokens: Callable[[int, np.ndarray], bool | None] | None = None,
@@ -136,7 +137,7 @@ def generate_rows(
     vocab = checked_vocabulary(config, count, vocab_size)
     if not 0 <= top <= vocab:
         raise BadInput(f"top = {top} must be 0 or more and at most the vocabulary of {vocab}")
-    prompts = checked(config, prompts)
+    prompts, stops = checked(config, prompts), stops_of(stop_token)
     if count == 0:
         none = np.zeros(0, np.int32)
         return [Row(none, "length") for _ in range(len(prompts) * num_samples)]
@@ -155,16 +156,16 @@ def generate_rows(
                 jnp.asarray(limits, jnp.int32),
                 keys_of(sampling.seed, np.repeat(np.arange(num_samples), len(mine))),
                 sampling.settings,
-                jnp.int32(stop_token),
+                jnp.asarray(stops),
                 reading.later(num_samples),
             )
             state = begun(config, params, mine, reading, length, num_samples, top)
             # Row j of the batch is sample j // B of the group's prompt j mod B.
             places = [i * num_samples + sample for sample in range(num_samples) for i in group]
-            heard = _Heard(places, lengths, stop_token, on_tokens)
+            heard = _Heard(places, lengths, stops, on_tokens)
             options = {"config": config, "method": sampling.method, "vocab": vocab}
             state = _driven(params, state, request, limits, heard, every, clock, options)
-            for j, row in enumerate(_finished(state, lengths, limits, stop_token, heard.ended)):
+            for j, row in enumerate(_finished(state, lengths, limits, stops, heard.ended)):
                 rows[places[j]] = row
     return [rows[i] for i in range(len(prompts) * num_samples)]
 
@@ -200,8 +201,8 @@ def _driven(params, state: State, request, limits, heard, every, clock, options)
 class _Heard:
     """Tells a listener of new tokens, row by row, and ends the rows that it wants ended."""
 
-    def __init__(self, places, lengths, stop_token: int, listener):
-        self.places, self.stop, self.listener = places, stop_token, listener
+    def __init__(self, places, lengths, stops: np.ndarray, listener):
+        self.places, self.stops, self.listener = places, stops, listener
         self.told_to = np.array(lengths)  # tokens of every row that the listener has been told of
         self.ended: dict[int, int] = {}  # where rows end that it ended
         self.closed = np.zeros(len(places), bool)
@@ -215,7 +216,7 @@ class _Heard:
             if self.closed[row] or self.told_to[row] >= index:
                 continue
             new = tokens[row, self.told_to[row] : index]
-            stops = np.flatnonzero(new == self.stop)
+            stops = np.flatnonzero(np.isin(new, self.stops))
             self.told_to[row] = index
             wanted = self.listener(place, new[: stops[0]] if stops.size else new)
             self.closed[row] = wanted or bool(done[row])
@@ -224,13 +225,13 @@ class _Heard:
         return state._replace(done_B=everywhere(done | self.closed)) if asked else state
 
 
-def _finished(state: State, lengths, limits, stop_token: int, ended: dict[int, int]) -> list[Row]:
+def _finished(state: State, lengths, limits, ends: np.ndarray, ended: dict[int, int]) -> list[Row]:
     tokens = np.asarray(state.tokens_BL)
     top = None if state.top is None else jax.tree.map(np.asarray, state.top)
     rows = []
     for row, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
         here = tokens[row, length : ended.get(row, limit)]
-        stops = np.flatnonzero(here == stop_token)
+        stops = np.flatnonzero(np.isin(here, ends))
         end = length + (int(stops[0]) if stops.size else len(here))
         how = "stop" if stops.size or row in ended else "length"
         noted = [] if top is None else [array[row, length:end] for array in top]

@@ -307,12 +307,12 @@ def search_texts(
     return texts
 
 
-def _words(source: Source) -> tuple[Callable[[Sequence[int]], str], int]:
-    """How ids become text, and the token that ends a document."""
-    tokenizer = source.tokenizer
+def _words(source: Source) -> tuple[Callable[[Sequence[int]], str], tuple[int, ...]]:
+    """How ids become text, and the tokens that end a document."""
+    tokenizer, ends = source.tokenizer, getattr(source, "ends", ())
     if tokenizer is None:
-        return (lambda ids: ""), -1
-    return tokenizer.decode, tokenizer.special.get("eos", tokenizer.separator_id)
+        return (lambda ids: ""), ends
+    return tokenizer.decode, ends or (tokenizer.special.get("eos", tokenizer.separator_id),)
 
 
 def _vocabulary(source: Source) -> int | None:
@@ -326,7 +326,7 @@ def token_text(source: Source, token: int) -> str:
     """One token for a table: quoted text, or its number where it is no text of its own."""
     if source.tokenizer is None:
         return str(token)
-    if token == _words(source)[1]:
+    if token in _words(source)[1]:
         return "(end)"
     text = source.tokenizer.decode([token])
     return f"<{token}>" if not text or UNKNOWN in text else printable(repr(text))

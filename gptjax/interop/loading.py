@@ -54,13 +54,15 @@ class Pretrained:
     """Parameters of a checkpoint on a mesh.
 
     They are for `model_of(config).apply({"params": params}, tokens_BT)` under `jax.set_mesh`
-    (`models.build`). `tokenizer` is None where the checkpoint brings none.
+    (`models.build`). `tokenizer` is None where the checkpoint brings none. ends: the ids that end a
+    text by its generation_config.json or config.json, where these say so.
     """
 
     config: TransformerConfig
     params: Any
     tokenizer: Tokenizer | None
     source: str
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,7 @@ def load(
     )
     if config is None and dtype == "bfloat16":
         wanted = dataclasses.replace(wanted, compute_dtype="bfloat16")
-    return Pretrained(wanted, params, words, source)
+    return Pretrained(wanted, params, words, source, ends_of(found))
 
 
 def read_config(source: str) -> TransformerConfig:
@@ -219,6 +221,19 @@ def read_words(found: Checkpoint) -> Tokenizer | None:
             f"{found.config.vocab_size}"
         )
     return words
+
+
+def ends_of(found: Checkpoint) -> tuple[int, ...]:
+    """The ids that end a text, as a folder of transformers says; () where it does not."""
+    if found.kind != "hf":
+        return ()
+    for name in ("generation_config.json", "config.json"):
+        path = found.path / name
+        ends = read_json(path).get("eos_token_id") if path.is_file() else None
+        ends = [ends] if type(ends) is int else ends
+        if isinstance(ends, list) and ends and all(type(one) is int for one in ends):
+            return tuple(one for one in ends if 0 <= one < found.config.vocab_size)
+    return ()
 
 
 def _parted(source: str) -> tuple[str, Path]:

@@ -178,6 +178,11 @@ def test_a_stop_token_ends_a_row_and_no_other():
         where = np.flatnonzero(before == stop)
         np.testing.assert_array_equal(after, before[: where[0]] if where.size else before)
     assert len(ended[0]) <= 3
+    several = (stop, int(rows[1][1]), 10_000)
+    ended = generate(ROTARY, params_of(ROTARY), PROMPTS, COUNT, temperature=0.0, stop_token=several)
+    for before, after in zip(rows, ended, strict=True):
+        where = np.flatnonzero(np.isin(before, several))
+        np.testing.assert_array_equal(after, before[: where[0]] if where.size else before)
 
 
 def test_learned_positions_end_with_the_context():

@@ -56,6 +56,17 @@ def test_another_dtype_is_that_of_parameters_and_computation(folder):
         load(f"hf:{path}", dtype="float8")
 
 
+def test_the_ids_that_end_a_text_are_those_told(folder):
+    """A list of them, as LLaMA 3's; generation_config.json goes before config.json."""
+    path, _, _ = folder("llama")
+    assert load(f"hf:{path}").ends == ()
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
+    assert load(f"hf:{path}").ends == (5,)
+    (path / "generation_config.json").write_text('{"eos_token_id": [7, 3, 10000]}')
+    assert load(f"hf:{path}").ends == (7, 3)  # 10000 is no id of the model
+
+
 def test_a_body_alone_masks_and_shards(tmp_path):
     """Names as in OpenAI's own upload: no prefix, masks among the tensors; here in two files."""
     config, tensors, tokens, wanted = stored("gpt2")
