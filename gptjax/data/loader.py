@@ -27,7 +27,8 @@ class Rows(NamedTuple):
     raw: ids after which the next window begins; overlap: ids beyond them that are read too.
     make(ids, generator, draw): the row of the ids of a window, random numbers, and a drawer
     draw(generator, n) of n ids from elsewhere. fixed: whether a window makes the same row each time
-    it comes. name: tells data iterators of different rows apart; "" for plain windows.
+    it comes. name: tells data iterators of different rows apart; "" for plain windows, of which
+    nothing is drawn.
     """
 
     raw: int
@@ -124,6 +125,8 @@ class RowReader:
     def _row(self, place: int, window: int) -> Row:
         start = window * self.rows.raw
         ids = self.ids[start : start + self.rows.raw + self.rows.overlap]
+        if not self.rows.name:  # nothing is drawn
+            return self.rows.make(ids, None, self._draw)
         drawn = window if self.rows.fixed else place
         rng = np.random.Generator(np.random.Philox(key=[self.seed, drawn]))
         return self.rows.make(ids, rng, self._draw)
