@@ -212,7 +212,8 @@ class Experiment:
         objective, length, kind = self.objective, self.data.sequence_length, self.model.kind
         make = objective.transform(length, kind, vocabulary)
         fixed = getattr(objective, "masking", "dynamic") == "static"
-        name = "" if objective.kind == "next_token" else repr(objective)
+        of_rows = dataclasses.replace(objective, **OF_THE_LOSS)
+        name = "" if objective.kind == "next_token" else repr(of_rows)
         return Rows(self.lengths.raw, self.lengths.overlap, make, fixed, name)
 
     @property
@@ -297,6 +298,8 @@ class Experiment:
             problems = "; ".join(cattrs.transform_error(error, path="experiment"))
             raise BadInput(f"not a usable experiment: {problems}") from None
 
+
+OF_THE_LOSS = {"z_loss": 0.0, "chunk_tokens": 0}  # fields of objectives that change no row
 
 # Parts of several kinds: that of runs of earlier versions, and the type of each.
 KINDS = {"model": ("decoder", config_type), "objective": ("next_token", objective_of)}

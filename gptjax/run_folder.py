@@ -15,7 +15,7 @@ import jax
 from gptjax.config_tree import differences
 from gptjax.data import load_tokenizer
 from gptjax.errors import BadInput, DamagedData
-from gptjax.experiment import Experiment, upgraded
+from gptjax.experiment import OF_THE_LOSS, Experiment, upgraded
 from gptjax.training.workdir import MetricsLog, read_json, write_json
 
 FOLDERS = ("checkpoints", "tensorboard", "tokenizer")
@@ -87,8 +87,13 @@ def check_config(experiment: Experiment, workdir: Path, fork: bool) -> dict | No
 
 
 def data_changed(experiment: Experiment, before: dict) -> bool:
-    """A fork that reads other data starts reading it from the beginning."""
-    return bool(differences({"data": before["data"]}, {"data": experiment.to_json()["data"]}))
+    """A fork that reads other data, or makes other rows of it, starts from the beginning."""
+
+    def read(tree: dict) -> dict:
+        objective = {k: v for k, v in tree["objective"].items() if k not in OF_THE_LOSS}
+        return {"data": tree["data"], "objective": objective}
+
+    return bool(differences(read(before), read(experiment.to_json())))
 
 
 def check_epochs(experiment: Experiment, windows: int) -> None:

@@ -15,6 +15,7 @@ from gptjax.run_folder import (
     check_folder,
     check_manifest,
     check_steps,
+    data_changed,
     load_experiment,
     write_config,
 )
@@ -132,3 +133,11 @@ def test_a_fork_that_would_end_before_its_beginning(tiny, tmp_path):
     check_steps(tiny, tmp_path, 23)
     with pytest.raises(BadInput, match="is step 24, beyond the 23 steps asked for"):
         check_steps(tiny, tmp_path, 24)
+
+
+def test_other_rows_of_the_same_text_are_other_data(tiny):
+    before = tiny.to_json()
+    assert not data_changed(tiny, before)
+    assert not data_changed(changed(tiny, objective={"z_loss": 1e-4}), before)
+    assert data_changed(changed(tiny, data={"seed": 7}), before)
+    assert data_changed(tiny.with_objective("prefix_lm"), before)
