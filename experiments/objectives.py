@@ -1,8 +1,8 @@
 """Encoders, encoder-decoders and prefix models on the embedded corpus, in minutes on a laptop.
 
 All have the quickstart's text, optimizer and number of training tokens, and are as wide; depths
-are chosen so that a step costs about as many FLOPs. Their losses are of different tasks: README.md
-says which figures stand on one axis.
+are chosen so that a step costs 1 to 1.6 times the FLOPs. Their losses are of different tasks:
+docs/objectives.md says which figures stand on one axis.
 """
 
 import dataclasses

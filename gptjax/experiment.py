@@ -4,6 +4,7 @@ It validates itself, survives a JSON round trip, and knows what follows from it 
 """
 
 import dataclasses
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Experiment:
     objective: Objective = field(default_factory=NextToken)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
-    @property
+    @functools.cached_property  # the loop asks several times a step
     def lengths(self) -> Lengths:
         """The sizes of a row of a batch."""
         return self.objective.lengths(self.data.sequence_length, self.model.kind)

@@ -46,7 +46,7 @@ def shifted(ids: np.ndarray, rng=None, draw=None) -> Row:
 
 def plain_rows(length: int) -> Rows:
     """Windows of `length` tokens and the tokens that follow each of theirs."""
-    return Rows(length, 1, shifted, fixed=True)
+    return Rows(length, 1, shifted)
 
 
 def count_windows(tokens: int, raw: int, overlap: int = 1) -> int:

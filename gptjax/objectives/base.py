@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from gptjax.data.loader import Row
 from gptjax.data.vocabulary import Vocabulary
 from gptjax.errors import BadInput, check_types
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # a list of experiments needs no jax
 Family = Literal["decoder", "encoder", "encoder_decoder", "two_stream"]
 FAMILIES: tuple[Family, ...] = ("decoder", "encoder", "encoder_decoder", "two_stream")
 Draw = Callable[[np.random.Generator, int], np.ndarray]
-Row = dict[str, np.ndarray]
 # What a model is given beside tokens, by the names that its module has for them.
 INPUTS = {
     "positions": "positions_BT",

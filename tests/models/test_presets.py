@@ -71,12 +71,16 @@ PUBLISHED = {
     "glm-large": 335,
     "glm-410m": 410,
     "glm-515m": 515,
-    "glm-roberta": 355,  # 335 without the larger table of words
-    "glm-2b": 1_920,  # "2B"
-    "glm-large-chinese": 355,
-    "glm-10b": 9_900,  # "10B"
-    "glm-10b-chinese": 9_900,
-    "plug-27b": 26_000,  # "27B"; the table of words is not published
+    "glm-10b": 10_000,
+    "glm-10b-chinese": 10_000,
+}
+
+# Where the published size is another, in millions: what it is, and what is counted here.
+APART = {
+    "glm-2b": (2_000, 1_920),  # rounded up
+    "glm-roberta": (335, 355.4),  # the size of glm-large, whose table of words is smaller
+    "glm-large-chinese": (335, 355.7),  # so is this
+    "plug-27b": (27_000, 25_950),  # its table of words is not published
 }
 
 # Families of the table that no preset has, with what they are.
@@ -99,7 +103,11 @@ def test_parameters_are_those_of_the_table(row):
     config = presets.named(row)
     config.validate()
     counted, told = count_parameters(config).total, architecture(row).get("param_count")
-    if row in PUBLISHED:
+    if row in APART:
+        size, here = APART[row]
+        assert told is None and counted / 1e6 == pytest.approx(here, rel=0.002)
+        assert here == pytest.approx(size, rel=0.07)
+    elif row in PUBLISHED:
         assert told is None and counted / 1e6 == pytest.approx(PUBLISHED[row], rel=0.02)
     else:
         assert counted == told + DIFFERENT.get(row, 0)

@@ -18,7 +18,8 @@ def glm(size: str) -> DecoderConfig:
 
     GPT-2's layers with a second table of positions, for places within a blank; both have a row more
     than a sequence has tokens. The tokenizers' ids are filled up to a multiple of 128, which the
-    table does not tell.
+    table does not tell. With them "2b" has 1.92 B parameters, "roberta" and "large-chinese" have
+    355 and 356 M, where 335 M are told.
     """
     row = architecture(chosen("GLM", size, GLM))
     words = next(ids for name, ids in GLM_WORDS.items() if name in row["vocab"])
@@ -65,7 +66,8 @@ def plug(size: str = "27b") -> EncoderDecoderConfig:
     """PLUG (AliceMind's notes): "27b".
 
     StructBERT's encoder of 24 layers, and after it a decoder of 6. Heads of 128, BERT's 512
-    positions and a table of 21,128 Chinese ids (BERT's) stand in for what is not published.
+    positions and a table of 21,128 Chinese ids (BERT's) stand in for what is not published; with
+    them it has 26 B parameters.
     """
     row = architecture(chosen("PLUG", size, PLUG))
     return sized(
