@@ -91,9 +91,12 @@ def decay_mask(config: OptimConfig, params):
 def is_block_matrix(name: str) -> bool:
     """Whether a parameter of this path is a weight inside a block: as wide on both sides.
 
-    A router of experts is not: it is a head, of as many outputs at every width.
+    A router of experts is not: it is a head, of as many outputs at every width. Nor are tables of
+    distances and of types.
     """
-    return name.startswith(("layer", "query_layer")) and not re.search("bias|scale|router", name)
+    if not re.search(r"(^|/)(query_)?layer(s/|_\d|/)", name):
+        return False
+    return not re.search("bias|scale|router|distance_scores|type_keys", name)
 
 
 def width_multipliers(config: OptimConfig, model: DecoderConfig, params):
@@ -207,7 +210,8 @@ def _muon(hyper: Hyper, schedule):
         name = path_name(path)
         if not is_block_matrix(name):
             return None
-        lead = name.startswith("layers/") + ("/experts/" in name)  # axes over which to repeat
+        # Axes over which to repeat: of scanned layers, of experts.
+        lead = ("layers" in name.split("/")) + ("/experts/" in name)
         axes = tuple(range(lead, leaf.ndim))
         split = len(axes) - 1 if name.endswith(("output", "down")) else 1
         return MuonDimensionNumbers(axes[:split], axes[split:])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,12 @@ from jax.sharding import PartitionSpec as P
 from gptjax import DataConfig, DecoderConfig, Experiment, MeshConfig, NextToken, TrainConfig
 from gptjax.models.build import init_params
 from gptjax.models.config import AttentionConfig, EmbeddingConfig
+from gptjax.models.config_parts import ExpertsConfig
+from gptjax.models.kinds import EncoderConfig, EncoderDecoderConfig, TwoStreamConfig
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
 from gptjax.training.optimizer import (
+    is_block_matrix,
     OptimConfig,
     decay_mask,
     hyper_of,
@@ -345,6 +349,26 @@ def test_mup_multiplies_the_rates_of_block_matrices(optimizer, inside, shared):
                 vector = "bias" in name or "scale" in name
                 expected = 1.0 if vector else shared if one else inside
             assert multiplier == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("layers", ["unrolled", "scan"])
+def test_matrices_of_all_stacks_are_those_of_blocks(layers):
+    """Muon and muP ask for the weights inside blocks: tables, vectors and heads are none."""
+    sizes = {"vocab_size": 16, "d_model": 8, "num_heads": 2, "num_layers": 2}
+    more = {"positions": "relative_bias", "attention": AttentionConfig(bias_tables="layer")}
+    pair = EncoderDecoderConfig(**sizes, **more, layers=layers, experts=ExpertsConfig(count=2))
+    read = EncoderConfig(**sizes, layers=layers, pooler="first", classes=2)
+    streams = TwoStreamConfig(**sizes, embedding=EmbeddingConfig(types=2))
+    inside = r"/(query|key|value|output|distance|up|down)$"
+    for model in (pair, read, streams):
+        shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+        found = set()
+        for path, _ in jax.tree_util.tree_leaves_with_path(shapes):
+            name = path_name(path)
+            assert is_block_matrix(name) == bool(re.search(inside, name)), name
+            found |= {name} if is_block_matrix(name) else set()
+        assert len(found) >= 6
+    assert any(name.startswith("layer_1/") for name in found)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "muon"])
