@@ -20,10 +20,10 @@ from gptjax.models.kinds import EncoderConfig, EncoderDecoderConfig, TwoStreamCo
 from gptjax.parallel import make_mesh
 from gptjax.training.loop import to_mesh
 from gptjax.training.optimizer import (
-    is_block_matrix,
     OptimConfig,
     decay_mask,
     hyper_of,
+    is_block_matrix,
     make_optimizer,
     make_schedule,
     path_name,
