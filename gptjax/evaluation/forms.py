@@ -38,7 +38,7 @@ class Form:
     blanks, modes: names and ids that a prompt may hold; start: what a decoder behind an encoder
     begins with; end: the id that ends an answer, -1 for none; before, after: ids around every
     source; completes: whether a prompt without a blank gets one at its end; separated: whether the
-    token between documents stood before texts in training.
+    token between documents stood before texts in training; reading: of a prompt, by a decoder.
     """
 
     kind: Kind
@@ -53,6 +53,7 @@ class Form:
     modes: dict[str, int] | None = None
     completes: bool = False
     separated: bool = False
+    reading: Literal["both", "causal"] = "both"
 
     @property
     def words(self) -> "Named":
@@ -135,7 +136,7 @@ class Form:
         if c.kind == "encoder_decoder":
             given = Given(np.array([self.start], np.int32), source=ids)
         else:
-            given = Given(ids, prefix=len(ids))
+            given = Given(ids, prefix=len(ids) if self.reading == "both" else 0)
         checked(c, [given])
         return Prompt(given.tokens, text, given)
 
@@ -228,11 +229,12 @@ def form_of(config: TransformerConfig, objective: Objective, tokenizer, length: 
     base = {"config": config, "tokenizer": tokenizer, "vocabulary": vocabulary}
     if isinstance(objective, PrefixLM):
         end = vocabulary.id("eos")
-        return Form("continuation", **base, blanks={}, start=separator, end=end, separated=True)
+        more = {"start": separator, "end": end, "separated": True, "reading": objective.reading}
+        return Form("continuation", **base, **more, blanks={})
     if isinstance(objective, SpanCorruption | UL2):
         spans = len(vocabulary.all_sentinels)
         more = {"start": vocabulary.id("pad"), "end": vocabulary.id("eos"), "completes": True}
-        more["separated"] = True
+        more |= {"separated": True, "reading": objective.reading}
         modes = marks(ROLES.values()) if isinstance(objective, UL2) else None
         blanks = marks(f"{SENTINEL}{i}" for i in range(spans))
         return Form("spans", **base, **more, blanks=blanks, modes=modes, after=(more["end"],))

@@ -1,13 +1,61 @@
 """What objectives that hide parts of a text share: random spans, counts, and rows filled up."""
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from gptjax.data.vocabulary import Vocabulary
 from gptjax.errors import BadInput
-from gptjax.objectives.base import Family, Lengths, Row
+from gptjax.objectives.base import Family, Lengths, Objective, Row
+
+# How a decoder reads what its targets are conditioned on: each token all the others, or those
+# before it. The latter is the "language model" of arXiv 1910.10683 (table 2) beside its "prefix
+# LM"; rows, targets and random numbers are the same.
+Reading = Literal["both", "causal"]
+
+
+@dataclass(frozen=True)
+class Conditional(Objective):
+    """Base of objectives that predict one part of a text from the other, which is read first."""
+
+    reading: Reading = "both"  # of the part that is given, by a decoder
+
+    @abstractmethod
+    def row_length(self, raw: int, family: Family) -> int:
+        """The `data.sequence_length` that a row of so many tokens of text needs."""
+
+    def matching_length(self, length: int, family: Family, other: Family) -> int:
+        """The `data.sequence_length` at which models of `other` get the text of `family`'s rows.
+
+        Rows of one data seed then hide and predict the same tokens of the same windows in both.
+        BadInput where rows of `other` cannot have that size.
+        """
+        raw = self.lengths(length, family).raw
+        found = self.row_length(raw, other)
+        other_raw = self.lengths(found, other).raw
+        if other_raw != raw:
+            raise BadInput(
+                f"data.sequence_length={length} makes rows of {raw} tokens of text for a model of "
+                f"kind {family}, which one of kind {other} cannot have; nearest: {other_raw} at "
+                f"data.sequence_length={found}"
+            )
+        return found
+
+    def ahead(self, pairs: float) -> float:
+        """Of the pairs of a prefix that is read both ways those that are read."""
+        return pairs if self.reading == "both" else 0.0
+
+    def check_family(self, family: Family) -> None:
+        """BadInput for a way of reading that a model of that kind has no use for."""
+        if family == "encoder_decoder" and self.reading != "both":
+            raise BadInput(
+                f"objective.reading is '{self.reading}', which is of decoders: an encoder reads "
+                "what is given both ways; give both"
+            )
 
 
 def check_share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
@@ -134,14 +182,15 @@ def conditional_row(
     vocabulary: Vocabulary,
     start: int,
     fits: bool = False,
+    reading: Reading = "both",
 ) -> Row:
     """The row in which `targets` are predicted from `source` and from each other in order.
 
     An encoder-decoder reads the source apart and `start`, targets[0], targets[1], ...; a decoder
-    reads the source, whose last token predicts targets[0], and goes on with the targets. Whatever
-    is shorter than `lengths` is filled up with pad and has the weight 0, in a source the segment
-    -1; rows of an objective whose source and targets always fit have neither `weights` nor
-    `source_segments`.
+    reads the source, whose last token predicts targets[0], and goes on with the targets; `reading`
+    the source causally it has no `prefix`. Whatever is shorter than `lengths` is filled up with pad
+    and has the weight 0, in a source the segment -1; rows of an objective whose source and targets
+    always fit have neither `weights` nor `source_segments`.
     """
     pad, count = vocabulary.id("pad"), len(targets)
     row = {"targets": filled(targets, lengths.predicted, pad)}
@@ -156,7 +205,8 @@ def conditional_row(
         return row
     row["tokens"] = filled(source, lengths.tokens, pad)
     row["tokens"][len(source) : len(source) + count - 1] = targets[:-1]
-    row["prefix"] = np.arange(lengths.tokens) < len(source)
+    if reading == "both":
+        row["prefix"] = np.arange(lengths.tokens) < len(source)
     row["at"] = filled(len(source) - 1 + np.arange(count), lengths.predicted)
     return row
 
@@ -167,7 +217,7 @@ def parts_of(row: Row) -> tuple[np.ndarray, np.ndarray]:
     if "weights" in row:
         targets = targets[row["weights"] > 0]
     if "source" not in row:
-        return row["tokens"][row["prefix"]], targets
+        return row["tokens"][: row["at"][0] + 1], targets
     source = row["source"]
     return source[row["source_segments"] >= 0] if "source_segments" in row else source, targets
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from gptjax.data.vocabulary import SENTINEL, Vocabulary
 from gptjax.errors import BadInput
-from gptjax.objectives.base import Draw, Family, Lengths, Objective, Row
+from gptjax.objectives.base import Draw, Family, Lengths, Row
 from gptjax.objectives.corruption import (
+    Conditional,
     check_length,
     check_share,
     conditional_row,
@@ -63,7 +64,7 @@ PAPER = (
 
 
 @dataclass(frozen=True)
-class UL2(Objective):
+class UL2(Conditional):
     """Cross-entropy on what the drawn denoiser cut out, with its sentinels and the eos."""
 
     denoisers: tuple[Denoiser, ...] = PAPER
@@ -91,28 +92,28 @@ class UL2(Objective):
         return ("eos", "pad", *marks, *(f"{SENTINEL}{i}" for i in range(spans)))
 
     def lengths(self, length: int, family: Family) -> Lengths:
+        self.check_family(family)
         raw = self._raw(length, family)
         source, targets = map(max, zip(*(one.sizes(raw) for one in self.denoisers), strict=True))
         if family == "encoder_decoder":
             return Lengths(raw, targets, targets, source)
         every = sum(one.share for one in self.denoisers)
         ahead = sum(one.share * pairs_ahead(one.sizes(raw)[0]) for one in self.denoisers) / every
-        return Lengths(raw, length, targets, ahead=ahead)
+        return Lengths(raw, length, targets, ahead=self.ahead(ahead))
 
     def _spans(self, raw: int) -> int:
         return max(noise_counts(raw, one.rate, one.span)[1] for one in self.denoisers)
 
+    def row_length(self, raw: int, family: Family) -> int:
+        sizes = [one.sizes(raw) for one in self.denoisers]
+        if family == "encoder_decoder":
+            return max(source for source, _ in sizes)
+        return max(source + targets - 1 for source, targets in sizes)
+
     def _raw(self, length: int, family: Family) -> int:
         """Of as many tokens every denoiser makes a row that fits."""
-
-        def size(count: int) -> int:
-            sizes = [one.sizes(count) for one in self.denoisers]
-            if family == "encoder_decoder":
-                return max(source for source, _ in sizes)
-            return max(source + targets - 1 for source, targets in sizes)
-
-        check_length(length, size(2), self.kind)
-        return most(length, size, 2)
+        check_length(length, self.row_length(2, family), self.kind)
+        return most(length, lambda raw: self.row_length(raw, family), 2)
 
     def transform(
         self, length: int, family: Family, vocabulary: Vocabulary
@@ -128,6 +129,8 @@ class UL2(Objective):
             one = self.denoisers[place]
             source, targets = corrupted(ids, one.rate, one.span, rng, sentinels, eos)
             source = np.concatenate([modes[place], source])
-            return conditional_row(source, targets, lengths, family, vocabulary, start)
+            return conditional_row(
+                source, targets, lengths, family, vocabulary, start, reading=self.reading
+            )
 
         return row

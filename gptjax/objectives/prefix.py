@@ -1,9 +1,10 @@
 """Prefix language modelling: a text is read up to a random place, the rest of it is predicted.
 
 The PrefixLM of T5 (arXiv 1910.10683, section 3.2.2) and UniLM (arXiv 1905.03197). A decoder reads
-the beginning in both directions, and its last token predicts the first of the rest; an encoder
-reads it apart from the decoder, which begins with the separator. T5 draws the place among all;
-here it is uniform between two shares, so that neither part is ever nearly empty.
+the beginning in both directions or causally, and its last token predicts the first of the rest; an
+encoder reads it apart from the decoder, which begins with the separator. All three predict the same
+tokens of the same windows. T5 draws the place among all; here it is uniform between two shares, so
+that neither part is ever nearly empty.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import numpy as np
 
 from gptjax.data.vocabulary import Vocabulary
 from gptjax.errors import BadInput
-from gptjax.objectives.base import Draw, Family, Lengths, Objective, Row
+from gptjax.objectives.base import Draw, Family, Lengths, Row
 from gptjax.objectives.corruption import (
+    Conditional,
     check_length,
     check_share,
     conditional_row,
@@ -25,7 +27,7 @@ from gptjax.objectives.corruption import (
 
 
 @dataclass(frozen=True)
-class PrefixLM(Objective):
+class PrefixLM(Conditional):
     """Cross-entropy on what follows the prefix."""
 
     low: float = 0.25  # least share of the tokens in the prefix
@@ -48,12 +50,17 @@ class PrefixLM(Objective):
     def roles(self, length: int) -> tuple[str, ...]:
         return ("pad",)
 
+    def row_length(self, raw: int, family: Family) -> int:
+        return raw
+
     def lengths(self, length: int, family: Family) -> Lengths:
+        self.check_family(family)
         low, high = self._sizes(length)
-        if family == "decoder":
-            ahead = float(np.mean(pairs_ahead(np.arange(low, high + 1))))
-            return Lengths(length, length, length, overlap=1, ahead=ahead)
-        return Lengths(length, length - low, length - low, high)
+        predicted = length + 1 - low
+        if family == "encoder_decoder":
+            return Lengths(length, predicted, predicted, high, overlap=1)
+        pairs = float(np.mean(pairs_ahead(np.arange(low, high + 1))))
+        return Lengths(length, length, predicted, overlap=1, ahead=self.ahead(pairs))
 
     def _sizes(self, length: int) -> tuple[int, int]:
         """The least and the largest size of a prefix."""
@@ -65,19 +72,13 @@ class PrefixLM(Objective):
         self, length: int, family: Family, vocabulary: Vocabulary
     ) -> Callable[[np.ndarray, np.random.Generator, Draw], Row]:
         lengths, (low, high) = self.lengths(length, family), self._sizes(length)
-        place = np.arange(length)
 
         def row(ids: np.ndarray, rng: np.random.Generator, draw: Draw) -> Row:
-            ids = np.asarray(ids, np.int32)
             size = int(rng.integers(low, high + 1))
-            if family == "encoder_decoder":
-                parts = ids[:size], ids[size:]
-                return conditional_row(*parts, lengths, family, vocabulary, vocabulary.separator)
-            return {
-                "tokens": ids[:-1].copy(),
-                "targets": ids[1:].copy(),
-                "weights": (place >= size - 1).astype(np.float32),
-                "prefix": place < size,
-            }
+            parts = ids[:size], ids[size:]
+            start = vocabulary.separator
+            return conditional_row(
+                *parts, lengths, family, vocabulary, start, low == high, self.reading
+            )
 
         return row

@@ -6,8 +6,9 @@ them being equally likely; a text begins with what is left and ends with a span.
 text with a sentinel for each span, the targets are each span after its sentinel, and both end
 with eos. So many tokens are taken that the source is exactly as long as the encoder's row.
 
-A decoder reads the source as a prefix and goes on with the targets, the source's eos predicting
-the first sentinel; such a row may be a token or two short of its length, and is filled up.
+A decoder reads the source first, both ways or causally, and goes on with the targets, the source's
+eos predicting the first sentinel; such a row may be a token or two short of its length, and is
+filled up.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import numpy as np
 
 from gptjax.data.vocabulary import SENTINEL, Vocabulary
 from gptjax.errors import BadInput
-from gptjax.objectives.base import Draw, Family, Lengths, Objective, Row
+from gptjax.objectives.base import Draw, Family, Lengths, Row
 from gptjax.objectives.corruption import (
+    Conditional,
     check_length,
     check_share,
     conditional_row,
@@ -78,7 +80,7 @@ def rebuilt(source: np.ndarray, targets: np.ndarray, vocabulary: Vocabulary) -> 
 
 
 @dataclass(frozen=True)
-class SpanCorruption(Objective):
+class SpanCorruption(Conditional):
     """Cross-entropy on the spans that were cut out, their sentinels and the eos."""
 
     rate: float = 0.15  # share of tokens that are cut out
@@ -99,19 +101,20 @@ class SpanCorruption(Objective):
         return ("eos", "pad", *(f"{SENTINEL}{i}" for i in range(spans)))
 
     def lengths(self, length: int, family: Family) -> Lengths:
+        self.check_family(family)
         raw = self._raw(length, family)
         source, targets = corrupted_sizes(raw, self.rate, self.mean_span)
         if family == "encoder_decoder":
             return Lengths(raw, targets, targets, source)
-        return Lengths(raw, length, targets, ahead=pairs_ahead(source))
+        return Lengths(raw, length, targets, ahead=self.ahead(pairs_ahead(source)))
+
+    def row_length(self, raw: int, family: Family) -> int:
+        source, targets = corrupted_sizes(raw, self.rate, self.mean_span)
+        return source if family == "encoder_decoder" else source + targets - 1
 
     def _raw(self, length: int, family: Family) -> int:
-        def size(count: int) -> int:
-            source, targets = corrupted_sizes(count, self.rate, self.mean_span)
-            return source if family == "encoder_decoder" else source + targets - 1
-
-        check_length(length, size(2), self.kind)
-        return most(length, size, 2)
+        check_length(length, self.row_length(2, family), self.kind)
+        return most(length, lambda raw: self.row_length(raw, family), 2)
 
     def transform(
         self, length: int, family: Family, vocabulary: Vocabulary
@@ -123,7 +126,9 @@ class SpanCorruption(Objective):
 
         def row(ids: np.ndarray, rng: np.random.Generator, draw: Draw) -> Row:
             parts = corrupted(ids, self.rate, self.mean_span, rng, sentinels, eos)
-            return conditional_row(*parts, lengths, family, vocabulary, start, fits=True)
+            return conditional_row(
+                *parts, lengths, family, vocabulary, start, fits=True, reading=self.reading
+            )
 
         return row
 

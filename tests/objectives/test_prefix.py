@@ -18,14 +18,15 @@ def test_rows(family):
 
 def test_a_decoder_predicts_what_follows():
     make, _, lengths = maker(PrefixLM(), 20, "decoder")
-    assert lengths[:5] == (20, 20, 20, 0, 1)
+    assert lengths[:5] == (20, 20, 16, 0, 1)
     sizes = []
     for seed in range(2000):
         row, ids = make(seed)
         size = int(row["prefix"].sum())
-        assert row["prefix"][:size].all()
-        assert np.array_equal(row["tokens"], ids[:20]) and np.array_equal(row["targets"], ids[1:])
-        assert row["weights"].tolist() == [0.0] * (size - 1) + [1.0] * (21 - size)
+        assert row["prefix"][:size].all() and np.array_equal(row["tokens"], ids[:20])
+        predicted = row["weights"] > 0
+        assert row["at"][predicted].tolist() == list(range(size - 1, 20))
+        assert np.array_equal(row["targets"][predicted], ids[size:])
         sizes.append(size)
     counts = np.bincount(sizes)
     assert (np.flatnonzero(counts)[[0, -1]] == [5, 15]).all()
@@ -35,7 +36,7 @@ def test_a_decoder_predicts_what_follows():
 
 def test_an_encoder_reads_the_prefix():
     make, vocabulary, lengths = maker(PrefixLM(), 20, "encoder_decoder")
-    assert lengths[:5] == (20, 15, 15, 15, 0)
+    assert lengths[:5] == (20, 16, 16, 15, 1)
     for seed in range(50):
         row, ids = make(seed)
         source, targets = parts_of(row)
@@ -44,6 +45,15 @@ def test_an_encoder_reads_the_prefix():
         assert np.array_equal(row["tokens"][1 : len(targets)], targets[:-1])
         assert row["weights"].sum() == len(targets)
         assert (row["source_segments"] >= 0).sum() == len(source)
+
+
+def test_one_place_for_all_rows_fills_nothing_up():
+    objective = PrefixLM(low=0.5, high=0.5)
+    for family, sizes in (("decoder", (20, 20, 11, 0)), ("encoder_decoder", (20, 11, 11, 10))):
+        make, _, lengths = maker(objective, 20, family)
+        row, _ = make(0)
+        assert lengths[:4] == sizes and not {"weights", "source_segments"} & row.keys()
+        assert [len(x) for x in parts_of(row)] == [10, 11]
 
 
 def test_pairs_of_a_prefix():
