@@ -87,7 +87,7 @@ def prefill_size(config: TransformerConfig, known: int, length: int) -> int:
     More than are known where the cache holds every position: what they leave is never read, since
     each position is written before any reads it. Not where they would take room among experts.
     """
-    if not known or not dense(config) or config.experts.capacity:
+    if not known or not dense(config) or config.experts.limited:
         return known
     step = 16 if known <= 128 else 128
     return min(-(-known // step) * step, length)

@@ -83,7 +83,7 @@ class Reading(NamedTuple):
 
 def checked(config: TransformerConfig, prompts: Iterable) -> list[Given]:
     """Every prompt as a `Given`, whose arrays are int32; BadInput for one that cannot be read."""
-    if config.kind not in ("decoder", "encoder_decoder"):
+    if config.kind not in ("decoder", "encoder_decoder", "task_modules"):
         raise BadInput(f"a model of kind {config.kind} writes no text, it says what it reads")
     found = [one if isinstance(one, Given) else Given(one) for one in prompts]
     if not found:
@@ -98,9 +98,11 @@ def _checked(config: TransformerConfig, given: Given) -> Given:
             f"a prompt of {len(tokens)} tokens leaves no room in a context of "
             f"{config.context_length}"
         )
-    if config.kind == "decoder":
+    if config.kind != "encoder_decoder":
         if given.source is not None:
-            raise BadInput("a decoder has no encoder that would read a source: give tokens alone")
+            raise BadInput("this model has no encoder that would read a source: give tokens alone")
+        if given.prefix and config.kind != "decoder":
+            raise BadInput(f"a model of kind {config.kind} reads no prefix both ways: give 0")
         _check_prefix(config, given.prefix, len(tokens))
         return Given(tokens, None, given.prefix, given.positions, given.blocks)
     if given.source is None:
@@ -202,7 +204,7 @@ def _placed(given: Given, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def source_length(config: TransformerConfig, longest: int) -> int:
     """Tokens that a source is filled up to, so that programs recur."""
-    if config.experts.count and config.experts.capacity:  # what is filled up would take their room
+    if config.experts.limited:  # what is filled up would take their room
         return longest
     if not all(isinstance(p, Bidirectional) for p in config.encoder.attention.patterns):
         return max(longest, config.context_length)

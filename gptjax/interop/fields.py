@@ -186,7 +186,8 @@ def function_of(config: TransformerConfig) -> dict[str, Any]:
         "parametrization": c.width_ratio,
     }
     if x.count:
-        every |= {f"experts.{n}": getattr(x, n) for n in ("top_k", "every", "capacity", "weights")}
+        names = ("top_k", "every", "capacity", "most", "weights")
+        every |= {f"experts.{n}": getattr(x, n) for n in names}
     if c.positions == "relative_bias":
         names = ("buckets", "max_distance", "bias_tables")
         every |= {f"attention.{n}": getattr(a, n) for n in names}

@@ -176,14 +176,22 @@ class ExpertsConfig:
     every: int = 1  # the last of so many layers has experts, the others are dense (Switch: 2)
     # Tokens an expert takes, in shares of an even load; the rest are dropped. 0: none are.
     capacity: float = 0.0
+    most: int = 0  # tokens of a sequence an expert takes, whatever its length; 0: as capacity says
     balance_weight: float = 0.01  # of the load-balance loss (arXiv 2101.03961, equation 4)
     z_weight: float = 0.0  # of the router's z-loss (arXiv 2202.08906, equation 5)
     jitter: float = 0.0  # training multiplies the router's input by 1 - jitter to 1 + jitter
     # Whether the weights of the chosen experts sum to 1 (Mixtral) or are those among all (Switch).
     weights: Literal["normalised", "as_routed"] = "normalised"
 
+    @property
+    def limited(self) -> bool:
+        """Whether experts may be full."""
+        return self.count > 0 and (self.capacity > 0 or self.most > 0)
+
     def slots(self, length: int) -> int:
         """Tokens of a sequence of so many that an expert takes; 0: there is no limit."""
+        if self.most:
+            return min(self.most, length)
         even = length * self.top_k / max(self.count, 1)
         return min(math.ceil(round(self.capacity * even, 6)), length)
 
@@ -193,6 +201,11 @@ class ExpertsConfig:
             raise BadInput(
                 f"model.experts.count = {self.count} and model.experts.every = {self.every}; give "
                 "0 or more, and 1 or more"
+            )
+        if self.most < 0 or (self.most and self.capacity):
+            raise BadInput(
+                f"model.experts.most is {self.most}; give 0 or more, and above 0 only with "
+                f"model.experts.capacity = 0 (it is {self.capacity:g})"
             )
         for name in ("capacity", "balance_weight", "z_weight"):
             if not 0 <= getattr(self, name) < math.inf:

@@ -54,6 +54,13 @@ T5 = {
     "relative_attention_max_distance": 6,
 }
 GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+SWITCH = T5 | {
+    "num_decoder_layers": 2,
+    "num_sparse_encoder_layers": 1,
+    "num_sparse_decoder_layers": 1,
+    "num_experts": 4,
+    "d_ff": 12,
+}
 BART = {
     "vocab_size": 37,
     "d_model": 12,
@@ -150,6 +157,18 @@ PEERS = {
     "t5_gated": ("T5", "ForConditionalGeneration", GATED | {"tie_word_embeddings": False}),
     "mt5": ("MT5", "ForConditionalGeneration", GATED),
     "umt5": ("UMT5", "ForConditionalGeneration", GATED),
+    "switch": ("SwitchTransformers", "ForConditionalGeneration", SWITCH),
+    "switch_full": (
+        "SwitchTransformers",
+        "ForConditionalGeneration",
+        SWITCH
+        | {
+            "expert_capacity": 2,
+            "num_sparse_encoder_layers": 2,
+            "num_sparse_decoder_layers": 2,
+            "d_ff": 8,
+        },
+    ),
     "bart": ("Bart", "ForConditionalGeneration", BART | {"scale_embedding": True}),
 }
 
@@ -182,7 +201,7 @@ def save(made, folder: Path) -> Path:
 
 
 ENCODERS = ("Bert", "Roberta", "MegatronBert", "Ernie")
-BOTH = ("T5", "MT5", "UMT5", "Bart")
+BOTH = ("T5", "MT5", "UMT5", "SwitchTransformers", "Bart")
 UNTIED = ("t5_gated", "mt5")
 PAD = 1  # what RoBERTa counts no position for
 

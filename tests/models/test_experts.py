@@ -181,6 +181,10 @@ def test_places_of_a_capacity():
     assert [even.slots(n) for n in (100, 101, 1, 5)] == [11, 12, 1, 1]
     assert dataclasses.replace(even, capacity=50.0).slots(100) == 100
     assert dataclasses.replace(even, capacity=0.0).slots(100) == 0
+    fixed = dataclasses.replace(even, capacity=0.0, most=7)
+    assert (fixed.slots(100), fixed.slots(5), fixed.limited) == (7, 5, True)
+    with pytest.raises(BadInput, match="model.experts.most is 7"):
+        dataclasses.replace(even, most=7).validate(2)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -33,15 +33,7 @@ DIFFERENT = {
     "lamda-137b": 32000 * 8192 + (2 * 64 + 1) * 8192 + 32 * 128,
     # Counted were the products and the table of words: biases, norms, the last norm.
     "glm-130b": 70 * (4 * 12288 + 2 * 32768 + 12288 + 4 * 12288) + 2 * 12288,
-    # Counted was an encoder-decoder with experts in every fourth layer. Without the encoder and the
-    # attention to it, and with experts in three layers more:
-    "switch-base-8": (
-        3 * (7 * 2 * 768 * 2048 + 768 * 8)  # seven experts more in each, and a router
-        - 12 * 4 * 768 * 768 - (9 + 3 * 8) * 2 * 768 * 2048 - 3 * 768 * 8  # the encoder's layers
-        - (2 * 12 + 1) * 768 - 32 * 12  # its norms and buckets
-        - 12 * (4 * 768 * 768 + 768)  # attention to it, with a norm
-    ),
-}  # fmt: skip
+}
 
 # In millions as published, where nobody built the model to count.
 PUBLISHED = {
@@ -111,6 +103,14 @@ def test_parameters_are_those_of_the_table(row):
         assert told is None and counted / 1e6 == pytest.approx(PUBLISHED[row], rel=0.02)
     else:
         assert counted == told + DIFFERENT.get(row, 0)
+
+
+def test_switch_has_the_parameters_of_transformers_defaults():
+    """317312256 by SwitchTransformersConfig() of 5.23.0: narrower, experts in every fourth layer."""
+    config = presets.switch()
+    experts = dataclasses.replace(config.experts, every=4)
+    other = dataclasses.replace(config, d_ff=2048, experts=experts)
+    assert count_parameters(other).total == 317_312_256
 
 
 @pytest.mark.parametrize("row", chinchilla_shapes(), ids=lambda row: f"{row['params_m']}m")

@@ -17,7 +17,7 @@ from gptjax import (
 )
 from gptjax.errors import BadInput
 from gptjax.models.build import empty_cache, init_params, model_of, param_axes
-from gptjax.models.config_parts import AttentionConfig, EmbeddingConfig
+from gptjax.models.config_parts import AttentionConfig, EmbeddingConfig, ExpertsConfig
 from gptjax.models.stack import logits
 from gptjax.parallel import make_mesh
 from gptjax.scaling.flops import count_parameters
@@ -58,6 +58,9 @@ PAIRS = {
     ),
     "plug": EncoderDecoderConfig(**SMALL | {"num_layers": 3}, **BERT, decoder_layers=1),
     "rotary": EncoderDecoderConfig(**SMALL, positions="rotary", num_kv_heads=1),
+    "switch": EncoderDecoderConfig(
+        **SMALL, **T5, experts=ExpertsConfig(count=4, top_k=1, every=2, weights="as_routed")
+    ),
 }
 XLNET = TwoStreamConfig(
     **SMALL,

@@ -4,6 +4,7 @@ from gptjax.interop.families.bert import BERT, ERNIE, MEGATRON_BERT, ROBERTA
 from gptjax.interop.families.gpt import GPT1, GPT2, GPT_NEO, GPTJ, IMAGE_GPT, NEOX
 from gptjax.interop.families.llama import COHERE, LLAMA, MISTRAL, MIXTRAL
 from gptjax.interop.families.others import BLOOM, OPT, XLNET
+from gptjax.interop.families.switch import SWITCH
 from gptjax.interop.families.t5 import BART, MT5, T5, UMT5
 
 # The order in which an export tries them.
@@ -30,6 +31,7 @@ FAMILIES = {
         T5,
         MT5,
         UMT5,
+        SWITCH,
         BART,
     )
 }

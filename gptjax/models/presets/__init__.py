@@ -16,7 +16,7 @@ from gptjax.models.presets.google import (
     gopher,
     lamda,
     palm,
-    switch_decoder,
+    switch,
     transformer_xl,
 )
 from gptjax.models.presets.large import cpm, jurassic, mt_nlg, pangu_alpha
@@ -49,7 +49,7 @@ FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
     mistral: open_models.MISTRAL,
     mixtral: open_models.MIXTRAL,
     transformer_xl: google.TRANSFORMER_XL,
-    switch_decoder: google.SWITCH,
+    switch: google.SWITCH,
     lamda: google.LAMDA,
     palm: google.PALM,
     gopher: google.GOPHER,

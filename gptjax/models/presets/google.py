@@ -1,14 +1,16 @@
-"""Decoders of Google and DeepMind: Transformer-XL, Switch, LaMDA, PaLM, Gopher and Chinchilla."""
+"""Models of Google and DeepMind: Transformer-XL, Switch, LaMDA, PaLM, Gopher and Chinchilla."""
 
 import math
 
 from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig, ExpertsConfig
+from gptjax.models.kinds import EncoderDecoderConfig
 from gptjax.models.presets.table import (
     architecture,
     chinchilla_shapes,
     chosen,
     decoder,
     published,
+    sized,
     sizes,
 )
 
@@ -44,28 +46,25 @@ def transformer_xl(size: str = "wt103") -> DecoderConfig:
     )
 
 
-def switch_decoder(size: str = "base-8") -> DecoderConfig:
-    """The decoder stack of a Switch Transformer (arXiv 2101.03961) as a model: "base-8".
+def switch(size: str = "base-8") -> EncoderDecoderConfig:
+    """Switch Transformer (arXiv 2101.03961; code google/flaxformer, switch_classic): "base-8".
 
-    The published systems are encoder-decoders on T5's form; this is their decoder's shape without
-    the attention to an encoder: RMSNorm, ReLU, no biases, buckets of distances, scores that no
-    factor scales, tied embeddings whose logits are divided by sqrt(d_model). Every second layer
-    has experts, of which a token goes to one, with room for 1.25 times an even load. The table's
-    count is of an encoder-decoder with experts in every fourth layer.
+    T5 whose every second layer has experts, on both sides: a token goes to one of 8, which takes
+    1.25 times an even load. Groups are sequences here and 8192 tokens there. The noise of the
+    router is the paper's, the released code has none; dropout is left to fine-tuning.
     """
     row = architecture(chosen("Switch", size, SWITCH))
-    return decoder(
+    return sized(
         row,
+        EncoderDecoderConfig,
         AttentionConfig(scale="one"),
-        num_layers=row["n_decoder_layers"],
-        context_length=512,
+        num_layers=row["n_encoder_layers"],
         positions="relative_bias",
         norm="rmsnorm",
-        norm_epsilon=1e-6,
         activation="relu",
         biases="none",
-        embedding=EmbeddingConfig(logit_scale=1 / math.sqrt(row["d_model"])),
-        init="fan_in",
+        embedding=EmbeddingConfig(logit_scale=row["d_model"] ** -0.5),
+        init="t5",
         experts=ExpertsConfig(
             count=row["n_experts"],
             top_k=1,
