@@ -100,7 +100,8 @@ def compare_runs(
     "power" fits loss against each resource alone, for ladders of compute-optimal runs; "auto"
     takes the first where every table varies D beside N. `exponents`: "own" per architecture,
     "shared", or "auto": shared unless own ones are worth their number by the AIC corrected for
-    few runs (Hurvich and Tsai, 1989); gains hang on them by far the most. Columns `seconds` and
+    few runs (Hurvich and Tsai, 1989); gains hang on them by far the most. `corpora`: by label the
+    text that is predicted, with a floor for each and no gain between two. Columns `seconds` and
     `bytes` are used where a table has them. BadInput when there are fewer than two tables or too
     few runs.
     """
@@ -144,9 +145,7 @@ def compare_runs(
                 continue
             r = labels.index(reference)
             if corpora[label] != corpora[reference]:
-                why = (
-                    f"not comparable: {corpora[label]} is another corpus than {corpora[reference]}"
-                )
+                why = f"not comparable: {corpora[label]} is another task than {corpora[reference]}"
                 gains += [_none(label, reference, n, why) for n in axes[k].names(variables)]
             else:
                 gains += _gains(label, reference, axes[k], axes[r], fit, raws, variables, level)

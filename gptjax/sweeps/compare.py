@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import html
 import io
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from gptjax.sweeps.figures import run_points
 from gptjax.sweeps.findings import interval_json, plain
 from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.page import Cell, bullets, figure, number, page, table, write_figures
+from gptjax.sweeps.tasks import remarks_on, task_of, unit_of
 from gptjax.training.workdir import storage_errors, write_json, write_whole
 
 AXES = {
@@ -44,19 +44,19 @@ def compare(sweeps: Mapping[str, Runs | SweepFolder | str | Path], **options) ->
     """Compare sweeps by label, the first one being the reference; `options` as of `compare_runs`.
 
     A path is that of a sweep's folder, or of a table of runs (.csv, .csv.gz). A folder gives its
-    finished points, the best setting of each shape and length, with seconds, bytes and corpus; a
-    remark tells those that wait. BadInput when there is too little to compare.
+    finished points, the best setting of each shape and length, with seconds, bytes and what they
+    predict; a remark tells those that wait. BadInput when there is too little to compare.
     """
     if not isinstance(sweeps, Mapping):
         raise BadInput(f"sweeps is a {type(sweeps).__name__}; give a dict from label to sweep")
-    tables, corpora, waiting = {}, {}, []
+    tables, corpora, waiting, folders = {}, {}, [], {}
     for label, sweep in sweeps.items():
         if isinstance(sweep, str | Path):
             table = str(sweep).endswith((".csv", ".csv.gz"))
             sweep = Runs.read_csv(sweep) if table else SweepFolder.open(sweep)
         if isinstance(sweep, SweepFolder):
-            tables[label] = folder_runs(sweep)
-            corpora[label] = corpus_of(sweep, label)
+            folders[label], tables[label] = sweep, folder_runs(sweep)
+            corpora[label] = task_of(sweep, label)
             waiting += unfinished(sweep, label)
         elif not isinstance(sweep, Runs):
             raise BadInput(f"{label} is {sweep!r:.80}; give Runs, or a sweep's folder")
@@ -70,7 +70,10 @@ def compare(sweeps: Mapping[str, Runs | SweepFolder | str | Path], **options) ->
         found = compare_runs(tables, **{"corpora": corpora, **options})
     except BadInput as error:
         raise BadInput("; ".join([str(error), *waiting])) from None
-    return dataclasses.replace(found, remarks=(*waiting, *found.remarks))
+    points = (point for folder in folders.values() for point in folder.points.values())
+    unit = unit_of((point.experiment for point in points), found.unit)
+    remarks = (*waiting, *remarks_on(folders), *found.remarks)
+    return dataclasses.replace(found, unit=unit, remarks=remarks)
 
 
 def unfinished(folder: SweepFolder, label: str) -> list[str]:
@@ -99,18 +102,6 @@ def folder_runs(folder: SweepFolder) -> Runs:
     if np.isfinite(per_byte).all():
         columns["bytes"] = runs.tokens * runs.loss / per_byte
     return runs.with_columns(**columns)
-
-
-def corpus_of(folder: SweepFolder, label: str) -> str:
-    """What a sweep's points were trained and validated on, as one text; BadInput for two."""
-    found = set()
-    for point in folder.points.values():
-        data = point.experiment.to_json()["data"]
-        more = {"files": data["files"], "zipf_facts": data["facts"]}.get(data["corpus"])
-        found.add(data["corpus"] + (f" {json.dumps(more, sort_keys=True)}" if more else ""))
-    if len(found) > 1:
-        raise BadInput(f"{label} holds points on {', '.join(sorted(found))}; give one corpus")
-    return found.pop()
 
 
 # ---------------------------------------------------------------- what is written
@@ -237,7 +228,7 @@ def comparison_body(comparison: Comparison, drawn: tuple[Chart, ...]) -> str:
         "<h2>Gains at equal loss</h2>",
         f"<p>How many times less is needed than by {html.escape(comparison.reference)} to reach "
         f"the same loss, fitted jointly ({form}, {exponents} exponents) above one "
-        f"floor for each corpus; {100 * comparison.level:.0f}% intervals from "
+        f"floor for each corpus and objective; {100 * comparison.level:.0f}% intervals from "
         f"{comparison.resamples} resamples of each sweep's runs. "
         "Not separable: the interval holds 1.</p>",
         table([*heads, "verdict"], rows),

@@ -35,6 +35,7 @@ from gptjax.sweeps.folder import SweepFolder
 from gptjax.sweeps.ledger import State
 from gptjax.sweeps.page import Cell, bullets, figure, frame, number, page, table, write_figures
 from gptjax.sweeps.sweep import Analysis
+from gptjax.sweeps.tasks import unit_of
 from gptjax.training.metrics import clock, short
 from gptjax.training.workdir import storage_errors, write_json, write_whole
 
@@ -70,7 +71,7 @@ def write_report(folder: SweepFolder) -> Report:
     states = folder.ledger.states()
     curves = in_unit(read_curves(folder), states, folder.analysis().loss)
     findings = findings_of(folder, curves)
-    unit = UNITS[findings.analysis.loss]
+    unit = _unit(folder, findings)
     drawn = charts(findings, curves, unit)
     ablation = ablation_of(folder, findings.analysis, curves)
     if ablation is not None:
@@ -84,7 +85,7 @@ def write_report(folder: SweepFolder) -> Report:
     body = report_body(folder, states, findings, drawn, curves, ablation)
     out = folder.path / "report.html"
     write_whole(out, page(f"{folder.name}: report of a sweep", body).encode())
-    return Report(out, [*sentences(findings, ablation), *findings.remarks])
+    return Report(out, [*sentences(findings, ablation, unit), *findings.remarks])
 
 
 def in_unit(curves: dict[str, Curve], states: dict[str, State], loss: str) -> dict[str, Curve]:
@@ -102,9 +103,13 @@ def in_unit(curves: dict[str, Curve], states: dict[str, State], loss: str) -> di
     return found
 
 
-def sentences(findings: Findings, ablation: Ablation | None) -> list[str]:
+def _unit(folder: SweepFolder, findings: Findings) -> str:
+    points = folder.points.values()
+    return unit_of((point.experiment for point in points), UNITS[findings.analysis.loss])
+
+
+def sentences(findings: Findings, ablation: Ablation | None, unit: str) -> list[str]:
     """The report in a few sentences; what was compared comes first."""
-    unit = UNITS[findings.analysis.loss]
     compared = [] if ablation is None else ablation_summary(ablation, unit)
     return [*compared, *summary(findings, unit)]
 
@@ -214,7 +219,7 @@ def report_body(
     ablation: Ablation | None = None,
 ) -> str:
     """The page between its head and its script."""
-    unit = UNITS[findings.analysis.loss]
+    unit = _unit(folder, findings)
     counts: dict[str, int] = {}
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1
@@ -223,7 +228,7 @@ def report_body(
     parts = [
         f"<h1>{html.escape(folder.name)}</h1>",
         f'<p class="lead">A sweep of {len(states)} points: {stand}.</p>',
-        '<div class="summary">' + bullets(sentences(findings, ablation)) + "</div>",
+        '<div class="summary">' + bullets(sentences(findings, ablation, unit)) + "</div>",
     ]
     if findings.remarks:
         parts.append(bullets(list(findings.remarks), "plain flags"))

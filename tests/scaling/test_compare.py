@@ -100,7 +100,7 @@ def test_a_floor_for_each_corpus():
     names = found.fits["joint"].parameters
     assert {"E[code]", "E[prose]", "A[a]", "B[c]"} <= set(names)
     assert all((gain.at is None) == (gain.label == "c") for gain in found.gains)
-    assert "another corpus" in found.gains[-1].verdict
+    assert "another task" in found.gains[-1].verdict
 
 
 def test_losses_are_per_byte_where_tokens_differ():
