@@ -25,7 +25,7 @@ from gptjax.scaling.planner import Rates
 from gptjax.sweeps.grid import Grid, override, rows, values
 
 LENGTH = 128
-BUDGETS = {2e11: (16, 24, 32, 48), 6e11: (16, 24, 32, 48), 1.8e12: (24, 32, 48, 64)}
+BUDGETS = {6e10: (16, 24, 32), 2.4e11: (16, 24, 32, 48), 9.6e11: (24, 32, 48)}
 HALVES = {"low": 0.5, "high": 0.5}
 DECODER = dataclasses.replace(BYTES, num_layers=4)
 SIDES = EncoderDecoderConfig(
@@ -35,7 +35,7 @@ SIDES = EncoderDecoderConfig(
 
 def family_run(name: str, model: TransformerConfig, objective: Objective) -> Experiment:
     """The byte runs of the other comparisons, with 8 windows in a batch."""
-    base = byte_run(length=LENGTH, lr=0.02)
+    base = byte_run(length=LENGTH, lr=0.01)
     data = dataclasses.replace(base.data, batch_size=8)
     return dataclasses.replace(base, name=name, model=model, data=data, objective=objective)
 
@@ -54,7 +54,7 @@ def at_budget(base: Experiment, width: int, flops: float) -> dict[str, object]:
 
 
 def budgets(base: Experiment) -> Grid:
-    """Three budgets a factor 3 apart, four widths each; the rate falls with the width."""
+    """Three budgets a factor 4 apart, ten runs; the rate falls with the width."""
     rates = Rates(lr=base.optim.lr, reference_width=32, lr_exponent=-1.0)
     found = []
     for flops, widths in BUDGETS.items():
@@ -72,7 +72,7 @@ def _compared(name: str, model: TransformerConfig, objective: Objective) -> Swee
 
 
 def _rates(name: str, model: TransformerConfig, objective: Objective) -> Sweep:
-    """Five rates at the middle budget, width 32."""
+    """Five rates at width 32 and 6e11 FLOPs, between the two larger budgets."""
     base = family_run(name, model, objective)
     grid = rows(at_budget(base, 32, 6e11)) * values("optim.lr", 0.005, 0.01, 0.02, 0.04, 0.08)
     return Sweep(name, base, grid, Analysis(laws=()))
