@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,8 +10,11 @@ from gptjax import UL2, DataConfig, DecoderConfig, EncoderDecoderConfig, Experim
 from gptjax.data import prepare
 from gptjax.errors import BadInput
 from gptjax.evaluation.forms import form_of
-from gptjax.objectives import PrefixLM, SpanCorruption
+from gptjax.models.build import init_params
+from gptjax.objectives import NextToken, PrefixLM, SpanCorruption
 from gptjax.objectives.corruption import parts_of
+from gptjax.training.example import example_batch
+from gptjax.training.step import loss_sums
 
 OBJECTIVES = [PrefixLM(), PrefixLM(low=0.5, high=0.5), SpanCorruption(), UL2()]
 SIZES = {"vocab_size": 400, "context_length": 128, "num_layers": 1, "d_model": 8, "num_heads": 1}
@@ -88,3 +92,22 @@ def test_an_encoder_reads_both_ways(objective):
         run_of(PAIR, causal, 67).validate()
     with pytest.raises(BadInput, match=r"objective.reading .*'backwards'"):
         dataclasses.replace(objective, reading="backwards").validate()
+
+
+def test_read_causally_the_loss_is_that_of_the_next_tokens():
+    params = init_params(DECODER, jax.random.key(1))
+    batch = example_batch(run_of(DECODER, PrefixLM(reading="causal"), 67))
+    predicted = batch["weights"] > 0
+    weights = np.zeros((4, 67), np.float32)
+    for row, (at, known) in enumerate(zip(batch["at"], predicted, strict=True)):
+        weights[row, at[known]] = 1.0
+    targets = np.concatenate([batch["tokens"][:, 1:], batch["targets"][:, -1:]], 1)
+    targets[:, -1] = [
+        row[known][-1] for row, known in zip(batch["targets"], predicted, strict=True)
+    ]
+    plain = {"tokens": batch["tokens"], "targets": targets, "weights": weights}
+    nats = [
+        float(jax.jit(lambda p, b=b: loss_sums(DECODER, NextToken(), p, b))(params).nats)
+        for b in (plain, batch)
+    ]
+    assert nats[0] == pytest.approx(nats[1], rel=1e-5)
