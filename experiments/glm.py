@@ -1,4 +1,4 @@
-"""GLM (arXiv 2103.10360) at its published sizes, and GLM-130B (arXiv 2210.02414)."""
+"""GLM (arXiv 2103.10360) at its published sizes, GLM-130B (arXiv 2210.02414) and ChatGLM-6B."""
 
 from experiments.published import published
 from gptjax import GLM, Experiment
@@ -65,6 +65,26 @@ def glm_130b() -> Experiment:
         lr=8e-5,
         batch_size=4224,
         tokens=4e11,
+        warmup_steps=2_000,
+        objective=GLM(document_share=0.7),
+        weight_decay=0.1,
+    )
+
+
+@register
+def chatglm_6b() -> Experiment:
+    """ChatGLM-6B before it learned to chat: 28 layers, width 4096, 1T tokens in rows of 2048.
+
+    Rate, batch and the shares of blanks are not published: those of GLM-130B stand here, with 2048
+    sequences. Cost by the ledger: 4.3e22 FLOPs.
+
+    python experiments/run.py --exp=chatglm_6b --dry-run
+    """
+    return published(
+        presets.chatglm("6b"),
+        lr=8e-5,
+        batch_size=2048,
+        tokens=1e12,
         warmup_steps=2_000,
         objective=GLM(document_share=0.7),
         weight_decay=0.1,

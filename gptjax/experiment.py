@@ -190,6 +190,12 @@ class Experiment:
                 f"objective '{objective.kind}' moves tokens of a window, so data.document_attention"
                 " must be 'across' and data.positions 'window'"
             )
+        if self.model.positions == "rotary_blocks" and objective.kind != "glm":
+            raise BadInput(
+                "model.positions = 'rotary_blocks' turns half of each head with the place in a "
+                f"blank, and objective '{objective.kind}' has none; give --objective=glm or "
+                "--model.positions=rotary"
+            )
         if data.corpus == "zipf_facts" and objective.kind != "next_token":
             raise BadInput(
                 f"data.corpus='zipf_facts' is made for the objective next_token, not "

@@ -159,6 +159,10 @@ def test_meshes_that_the_model_refuses():
         ({"train": {"tokens": 1.5}}, "train.tokens is 1.5, which is not of type int"),
         ({"model": {"d_model": True}}, "model.d_model is True"),
         ({"model": {"positions": "rotery"}}, "did you mean 'rotary'"),
+        (
+            {"model": {"positions": "rotary_blocks"}, "objective": {"z_loss": 0.0}},
+            "objective .next_token. has none; give --objective=glm",
+        ),
         ({"model": {"attention": AttentionConfig(kernel="fast")}}, "model.attention.kernel"),
         ({"model": {"dropout": float("nan")}}, "finite"),
         ({"optim": {"lr": 10**400}}, "finite"),

@@ -145,7 +145,7 @@ def function_of(config: TransformerConfig) -> dict[str, Any]:
 
     Two configs with equal values have parameters of equal shapes and compute the same.
     """
-    c, rotary = config, config.positions == "rotary"
+    c, rotary = config, config.positions in ("rotary", "rotary_blocks")
     e, a, x = c.embedding, c.attention, c.experts
     both = c.kind == "encoder_decoder"
     every = {

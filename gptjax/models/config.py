@@ -26,6 +26,7 @@ from gptjax.ops.patterns import Pattern
 
 Activation = Literal["gelu_tanh", "gelu_erf", "quick_gelu", "relu", "swiglu", "geglu"]
 # learned_blocks: learned positions, and learned ones within a blank (GLM, arXiv 2103.10360);
+# rotary_blocks: half of a head turns with the one, half with the other (code THUDM/ChatGLM-6B);
 # relative: scores of distances (Transformer-XL, arXiv 1901.02860); relative_bias: a learned bias
 # of the distance, the same in all layers (T5, arXiv 1910.10683)
 Positions = Literal[
@@ -33,6 +34,7 @@ Positions = Literal[
     "learned_blocks",
     "factorised",
     "rotary",
+    "rotary_blocks",
     "alibi",
     "relative",
     "relative_bias",
@@ -69,7 +71,7 @@ class TransformerConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_epsilon: float = 1e-5
     # deep: as post, with the stream times sqrt(2 N) before it is added to (GLM-130B, arXiv
-    # 2210.02414, section 2.1)
+    # 2210.02414, section 2.1; its code has a norm above the embedding too)
     block: Literal["pre", "post", "deep", "parallel", "parallel_two_norms"] = "pre"
     activation: Activation = "gelu_tanh"  # swiglu and geglu are gated (arXiv 2002.05202)
     # output: all but of queries, keys and values (GPT-Neo); mlp: there and in norms (GPT-J)
@@ -294,6 +296,16 @@ class TransformerConfig:
                 f"model.rotary.fraction = {self.rotary.fraction} turns {turned} of the "
                 f"{self.qk_size} dimensions of a head; give a head size and a fraction that "
                 "turn an even number, 2 or more"
+            )
+        if self.positions == "rotary_blocks" and (self.qk_size % 4 or turned != self.qk_size):
+            raise BadInput(
+                f"model.positions = 'rotary_blocks' turns two halves of a head, here {turned} of "
+                f"{self.qk_size} dimensions; give a head size that 4 divides and rotary.fraction 1"
+            )
+        if self.positions.endswith("_blocks") and self.kind != "decoder":
+            raise BadInput(
+                f"model.positions = '{self.positions}' has places within blanks, which decoders "
+                f"alone write; a model of kind {self.kind} takes {self.positions.partition('_')[0]}"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise BadInput(f"model.dropout = {self.dropout}; give 0 or more and less than 1")

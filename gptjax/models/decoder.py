@@ -50,7 +50,7 @@ class Decoder(Stack):
         if c.positions == "learned_blocks":
             more["block_positions"] = *c.position_axes, block_positions_BT
         x_BTD = self.entered(x_BTD, positions, more)
-        inputs = Inputs(positions, segments_BT, prefix_BT)
+        inputs = Inputs(positions, segments_BT, prefix_BT, blocks_BT=block_positions_BT)
         if c.positions == "relative_bias":
             if cache is None:
                 scores_LH = self.distance_scores(T, both=prefix_BT is not None)

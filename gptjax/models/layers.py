@@ -23,7 +23,7 @@ from gptjax.ops.relative import (
     relative_attention,
     sinusoids,
 )
-from gptjax.ops.rotary import alibi_slopes, rotary
+from gptjax.ops.rotary import alibi_slopes, rotary, rotary_blocks
 from gptjax.parallel import DEFAULT_RULES, Rules, place
 from gptjax.parallel.rules import activation_spec
 
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
     positions: [T] or [B, T]; segments_BT: None or integers that keep attention within a document;
     prefix_BT: None or which tokens all others read, also earlier ones; scores_LH: None or the
     learned score of every distance in every head; written_BSD: None or what an encoder wrote, with
-    segments of its own.
+    segments of its own; blocks_BT: None or places within a blank.
     """
 
     positions: jax.Array
@@ -56,6 +56,7 @@ class Inputs(NamedTuple):
     scores_LH: jax.Array | None = None
     written_BSD: jax.Array | None = None
     written_segments_BS: jax.Array | None = None
+    blocks_BT: jax.Array | None = None
 
 
 class Norm(nn.Module):
@@ -120,6 +121,9 @@ class Attention(nn.Module):
         if c.positions == "rotary":
             q_BTHK = rotary(q_BTHK, inputs.positions, c.rotary.base, c.rotary.fraction)
             k_BTGK = rotary(k_BTGK, inputs.positions, c.rotary.base, c.rotary.fraction)
+        elif c.positions == "rotary_blocks":
+            places = inputs.positions, inputs.blocks_BT, c.rotary.base
+            q_BTHK, k_BTGK = rotary_blocks(q_BTHK, *places), rotary_blocks(k_BTGK, *places)
         T, M = x_BTD.shape[1], c.attention.memory
         both = cache is None and (not self.pattern.causal or inputs.prefix_BT is not None)
         longest = cache.layers.slot.shape[0] if cache is not None else 2 * M if M else T

@@ -132,7 +132,7 @@ class Stack(nn.Module):
     def through(self, x_BTD, inputs: Inputs, cache):
         """The stream above the last layer, normed where the layers are not; cache; routings."""
         x_BTD, cache, routings = self.blocks(x_BTD, inputs, cache)
-        if self.config.block != "post":
+        if self.config.block not in ("post", "deep"):
             x_BTD = Norm(self.config, self.rules, name="final_norm")(x_BTD)
         return x_BTD, cache, routings
 

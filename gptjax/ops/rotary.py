@@ -39,6 +39,19 @@ def rotary(x_BTHK, positions, base: float = 10000.0, fraction: float = 1.0):
     return both if turned == head_size else jnp.concatenate([both, rest], -1)
 
 
+def rotary_blocks(x_BTHK, positions, blocks_BT, base: float = 10000.0):
+    """The same for two positions at once: the first half of a head's components turns with one.
+
+    The second half turns with blocks [B, T], the place within a blank; None is 0 everywhere, at
+    which nothing turns (code THUDM/ChatGLM-6B, `position_encoding_2d`). The head size is a multiple
+    of 4.
+    """
+    first, second = jnp.split(x_BTHK, 2, axis=-1)
+    if blocks_BT is not None:
+        second = rotary(second, blocks_BT, base)
+    return jnp.concatenate([rotary(first, positions, base), second], -1)
+
+
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """ALiBi's slopes [H] in float32: 2^(-8i/H) for i = 1..H when H is a power of two.
 

@@ -100,7 +100,8 @@ def _stack(c: TransformerConfig) -> dict[str, int]:
         mlp += (2 if c.gated else 1) * F + D
     count, routed = c.experts.count, expert_layers(c)
     norm = D * (2 if c.norm_biases else 1)
-    norms = N * (1 if c.block == "parallel" else 2) + (c.block != "post") + c.embedding.norm
+    norms = N * (1 if c.block == "parallel" else 2) + c.embedding.norm
+    norms += c.block not in ("post", "deep")
     return {
         "positions": positions,
         "attention": N * attention,
@@ -249,5 +250,5 @@ def _not_recomputed(c: TransformerConfig) -> float:
     """
     output, down = c.num_heads * c.head_size * c.d_model, c.ff_size * c.d_model
     dense = c.num_layers - expert_layers(c)
-    last = {"pre": dense * down, "post": 0}.get(c.block, c.num_layers * output + dense * down)
+    last = {"pre": dense * down, "post": 0, "deep": 0}.get(c.block, c.num_layers * output + dense * down)
     return 2 * last

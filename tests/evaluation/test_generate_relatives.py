@@ -35,6 +35,9 @@ BART = EncoderDecoderConfig(
 )
 DEEPER = SMALL | {"num_layers": 2}  # the last token of a prompt reads all of it anyway
 GLM = DecoderConfig(**DEEPER, positions="learned_blocks")
+CHATGLM = DecoderConfig(
+    **DEEPER, positions="rotary_blocks", block="deep", embedding=EmbeddingConfig(norm=True)
+)
 BUCKETS = DecoderConfig(**DEEPER, positions="relative_bias", attention=T5.attention)
 
 
@@ -101,7 +104,8 @@ def test_prompts_of_unequal_lengths_are_read_both_ways_as_each_alone():
     assert np.abs(one - other)[:, -1].max() > 0.1  # it matters how the prompt is read
 
 
-def test_a_blank_is_filled_at_the_position_of_its_mask():
+@pytest.mark.parametrize("config", [GLM, CHATGLM], ids=["glm", "chatglm"])
+def test_a_blank_is_filled_at_the_position_of_its_mask(config):
     """Parts of seven and of four tokens, behind the longer one a blank that is already filled."""
     given = [
         Given(
@@ -113,8 +117,8 @@ def test_a_blank_is_filled_at_the_position_of_its_mask():
         Given(ids(5, 2), prefix=4, positions=np.array([0, 1, 2, 3, 1]), blocks=np.eye(5)[4]),
     ]
     given[1] = dataclasses.replace(given[1], blocks=given[1].blocks.astype(np.int32))
-    rows = generate(GLM, params_of(GLM), given, COUNT, temperature=0.0)
-    check_greedy(GLM, given, rows)
+    rows = generate(config, params_of(config), given, COUNT, temperature=0.0)
+    check_greedy(config, given, rows)
 
 
 def searched(config, given, beams, stop):

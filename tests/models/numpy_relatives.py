@@ -1,4 +1,4 @@
-"""GLM, GLM-130B and PLUG in plain numpy, from their papers: a second opinion.
+"""GLM, GLM-130B, ChatGLM and PLUG in plain numpy, from their papers: a second opinion.
 
 `logits(params, ...)` of one row, [T, V]. Names of parameters are those of our tree, everything else
 is written anew, with whole matrices of scores and masks as arrays.
@@ -60,23 +60,45 @@ def glm(params, tokens, positions, blocks, prefix):
     return layer_norm(x, params["final_norm"]) @ params["embedding"].T
 
 
-def glm_130b(params, tokens, positions, prefix):
-    """arXiv 2210.02414: DeepNorm with sqrt(2 N), rotary positions, GEGLU, a prefix both ways."""
+def turned(x, positions):
+    """Heads [T, H, K] turned by positions [T]: component i with i + K / 2, as complex numbers."""
+    half = x.shape[-1] // 2
+    angles = np.asarray(positions)[:, None] / 10_000 ** (np.arange(half) / half)
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([z.real, z.imag], -1)
 
-    def turn(x):
-        half = x.shape[-1] // 2
-        angles = np.asarray(positions)[:, None] / 10_000 ** (np.arange(half) / half)
-        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-        a, b = x[..., :half], x[..., half:]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
+def deep(params, tokens, prefix, turn):
+    """GLM-130B's layers as its code has them: a norm before each branch, whose stream it is.
+
+    Our norms stand one place earlier: that of the embedding is the first layer's, that behind a
+    feed-forward layer the next one's, the last one that above all layers.
+    """
     x = params["embedding"][tokens]
     mask, stack = reads(len(tokens), prefix), layers(params)
+    before = [params["embedding_norm"], *(p["mlp_norm"] for p in stack)]
     alpha = math.sqrt(2 * len(stack))
-    for p in stack:
-        x = layer_norm(alpha * x + attend(x, x, p["attention"], mask, turn), p["attention_norm"])
-        x = layer_norm(alpha * x + feed_forward(x, p["mlp"], gelu), p["mlp_norm"])
-    return layer_norm(x, params["final_norm"]) @ params["embedding"].T
+    for p, norm in zip(stack, before, strict=False):
+        h = layer_norm(x, norm)
+        x = alpha * h + attend(h, h, p["attention"], mask, turn)
+        h = layer_norm(x, p["attention_norm"])
+        x = alpha * h + feed_forward(h, p["mlp"], gelu)
+    return layer_norm(x, before[-1]) @ params["embedding"].T
+
+
+def glm_130b(params, tokens, positions, prefix):
+    """arXiv 2210.02414: DeepNorm with sqrt(2 N), rotary positions, GEGLU, a prefix both ways."""
+    return deep(params, tokens, prefix, lambda x: turned(x, positions))
+
+
+def chatglm(params, tokens, positions, blocks, prefix):
+    """ChatGLM-6B: two turns, of either half of a head, and plain GELU."""
+
+    def turn(x):
+        one, other = np.split(x, 2, axis=-1)
+        return np.concatenate([turned(one, positions), turned(other, blocks)], -1)
+
+    return deep(params, tokens, prefix, turn)
 
 
 def plug(params, source, tokens, types):

@@ -183,7 +183,7 @@ def test_places_of_a_capacity():
     assert dataclasses.replace(even, capacity=0.0).slots(100) == 0
     fixed = dataclasses.replace(even, capacity=0.0, most=7)
     assert (fixed.slots(100), fixed.slots(5), fixed.limited) == (7, 5, True)
-    with pytest.raises(BadInput, match="model.experts.most is 7"):
+    with pytest.raises(BadInput, match="most is 7"):
         dataclasses.replace(even, most=7).validate(2)
 
 

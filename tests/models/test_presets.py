@@ -77,7 +77,6 @@ APART = {
 
 # Families of the table that no preset has, with what they are.
 OTHERS = {
-    "ChatGLM": "blank infilling, bidirectional over its prefix",
     "ERNIE 3.0": "universal and task-specific stacks",
     "ERNIE 3.0 Titan": "universal and task-specific stacks",
 }
@@ -106,7 +105,7 @@ def test_parameters_are_those_of_the_table(row):
 
 
 def test_switch_has_the_parameters_of_transformers_defaults():
-    """317312256 by SwitchTransformersConfig() of 5.23.0: narrower, experts in every fourth layer."""
+    """Those of SwitchTransformersConfig() in 5.23.0: narrower, experts in every fourth layer."""
     config = presets.switch()
     experts = dataclasses.replace(config.experts, every=4)
     other = dataclasses.replace(config, d_ff=2048, experts=experts)

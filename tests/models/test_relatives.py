@@ -72,6 +72,9 @@ PREFIXES = {
     "learned": DecoderConfig(**SMALL),
     "rotary": DecoderConfig(**SMALL, positions="rotary"),
     "glm": DecoderConfig(**SMALL, positions="learned_blocks"),
+    "chatglm": DecoderConfig(
+        **SMALL, positions="rotary_blocks", block="deep", embedding=EmbeddingConfig(norm=True)
+    ),
     "alibi": DecoderConfig(**SMALL, positions="alibi"),
     "buckets": DecoderConfig(**SMALL, **T5),
     "xl": DecoderConfig(**SMALL, positions="relative"),
@@ -134,7 +137,7 @@ def test_an_encoder_keeps_its_pattern_and_its_segments():
 def test_a_prefix_is_read_both_ways_and_the_rest_from_behind(name):
     prefix = np.arange(T)[None] < 4
     more = {}
-    if name == "glm":
+    if name in ("glm", "chatglm"):
         more = {"block_positions_BT": np.maximum(np.arange(T) - 3, 0)[None].astype(np.int32)}
     seen = sees(PREFIXES[name], "tokens", T, tokens=ids(T, 1), prefix_BT=prefix, **more)
     t, s = np.arange(T)[:, None], np.arange(T)[None]
@@ -166,7 +169,10 @@ def test_a_query_never_sees_its_own_token_and_the_order_says_which_others():
     np.testing.assert_array_equal(some, queries[at[0]])
 
 
-@pytest.mark.parametrize("config", [*ENCODERS.values(), *PAIRS.values(), PREFIXES["glm"], XLNET])
+@pytest.mark.parametrize(
+    "config",
+    [*ENCODERS.values(), *PAIRS.values(), PREFIXES["glm"], PREFIXES["chatglm"], XLNET],
+)
 def test_the_ledger_counts_every_parameter(config):
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert count_parameters(config).total == sum(x.size for x in jax.tree.leaves(shapes))
@@ -208,13 +214,27 @@ def test_glm_130b_equals_numpy():
         positions="rotary",
         block="deep",
         activation="geglu",
-        embedding=EmbeddingConfig(gradient_share=0.1),
+        embedding=EmbeddingConfig(gradient_share=0.1, norm=True),
     )
     tokens, prefix = ids(T, 1), np.arange(T)[None] < 6
     positions = np.array([[0, 1, 2, 3, 4, 5, 2, 2, 2, 4, 4]])
     out = written(config, tokens, positions_BT=positions, prefix_BT=prefix)
     theirs = peers.glm_130b(as_float64(random_params(config)), tokens[0], positions[0], prefix[0])
     assert_near(logits(out)[0], theirs)
+
+
+def test_chatglm_equals_numpy():
+    config = PREFIXES["chatglm"]
+    tokens, prefix = ids(T, 1), np.arange(T)[None] < 6
+    blocks = np.maximum(np.arange(T) - 5, 0)[None]
+    positions = np.array([[0, 1, 2, 3, 4, 5, 2, 2, 2, 4, 4]])
+    out = written(
+        config, tokens, positions_BT=positions, block_positions_BT=blocks, prefix_BT=prefix
+    )
+    row = tokens[0], positions[0], blocks[0], prefix[0]
+    assert_near(logits(out)[0], peers.chatglm(as_float64(random_params(config)), *row))
+    zero = written(config, tokens, block_positions_BT=0 * blocks)
+    assert_near(logits(written(config, tokens)), np.asarray(logits(zero), np.float64))
 
 
 def test_plug_equals_numpy():
@@ -319,6 +339,9 @@ def test_meshes(name, shape):
     [
         (dataclasses.replace(ENCODERS["rotary"], classes=2), "model.pooler=first"),
         (dataclasses.replace(PAIRS["t5"], block="parallel"), "no place"),
+        (dataclasses.replace(PREFIXES["chatglm"], num_heads=4), "a head size that 4 divides"),
+        (EncoderConfig(**SMALL, positions="rotary_blocks"), "of kind encoder takes rotary"),
+        (EncoderConfig(**SMALL, positions="learned_blocks"), "of kind encoder takes learned"),
         (dataclasses.replace(PAIRS["t5"], encoder_pattern="windw:3"), "model.encoder_pattern"),
         (dataclasses.replace(PAIRS["t5"], decoder_layers=-1), "model.decoder_layers is -1"),
         (EncoderConfig(**SMALL, attention=AttentionConfig(top_query="positions")), "of decoders"),

@@ -31,7 +31,7 @@ from gptjax.models.presets.open_models import (
     opt,
 )
 from gptjax.models.presets.openai import gpt1, gpt2, gpt3, image_gpt, sparse_transformer
-from gptjax.models.presets.prefixes import glm, glm_130b, plug, xlnet
+from gptjax.models.presets.prefixes import chatglm, glm, glm_130b, plug, xlnet
 
 # The sizes of every family, each with the row of the table that it is.
 FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
@@ -66,6 +66,7 @@ FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
     ul2: encoders.UL2,
     glm: prefixes.GLM,
     glm_130b: prefixes.GLM_130B,
+    chatglm: prefixes.CHATGLM,
     xlnet: prefixes.XLNET,
     plug: prefixes.PLUG,
 }

@@ -1,4 +1,4 @@
-"""Models that read both ways and write in order: GLM, GLM-130B, XLNet, PLUG."""
+"""Models that read both ways and write in order: GLM, GLM-130B, ChatGLM, XLNet, PLUG."""
 
 from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig
 from gptjax.models.kinds import EncoderDecoderConfig, TwoStreamConfig
@@ -6,6 +6,7 @@ from gptjax.models.presets.table import architecture, chosen, decoder, sized, si
 
 GLM_130B = {"130b": "glm-130b"}
 GLM = {size: row for size, row in sizes("glm-").items() if row not in GLM_130B.values()}
+CHATGLM = sizes("chatglm-")
 XLNET = sizes("xlnet-")
 PLUG = sizes("plug-")
 
@@ -31,9 +32,9 @@ def glm(size: str) -> DecoderConfig:
 def glm_130b(size: str = "130b") -> DecoderConfig:
     """GLM-130B (arXiv 2210.02414): "130b".
 
-    Rotary positions, GEGLU, DeepNorm with sqrt(2 N), a tenth of the gradient for the embedding, a
-    norm above the last layer. The table's count is of the products of the layers and the table of
-    tokens.
+    Rotary positions, GEGLU, DeepNorm with sqrt(2 N), a tenth of the gradient for the embedding and,
+    as in its code, a norm above it. The table's count is of the products of the layers and the
+    table of tokens.
     """
     return decoder(
         architecture(chosen("GLM-130B", size, GLM_130B)),
@@ -41,7 +42,23 @@ def glm_130b(size: str = "130b") -> DecoderConfig:
         block="deep",
         activation="geglu",
         init="fan_in",
-        embedding=EmbeddingConfig(gradient_share=0.1),
+        embedding=EmbeddingConfig(gradient_share=0.1, norm=True),
+    )
+
+
+def chatglm(size: str = "6b") -> DecoderConfig:
+    """ChatGLM (code THUDM/ChatGLM-6B): "6b".
+
+    GLM-130B's layers with plain GELU; half of each head turns with the position in the text, half
+    with the place within the blank. The table of tokens is that of the release without the ids of
+    images, and is the head too, as the class ties them.
+    """
+    return decoder(
+        architecture(chosen("ChatGLM", size, CHATGLM)),
+        positions="rotary_blocks",
+        block="deep",
+        init="fan_in",
+        embedding=EmbeddingConfig(norm=True),
     )
 
 
