@@ -250,5 +250,6 @@ def _not_recomputed(c: TransformerConfig) -> float:
     """
     output, down = c.num_heads * c.head_size * c.d_model, c.ff_size * c.d_model
     dense = c.num_layers - expert_layers(c)
-    last = {"pre": dense * down, "post": 0, "deep": 0}.get(c.block, c.num_layers * output + dense * down)
+    parallel = c.num_layers * output + dense * down
+    last = {"pre": dense * down, "post": 0, "deep": 0}.get(c.block, parallel)
     return 2 * last
