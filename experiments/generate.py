@@ -232,7 +232,7 @@ def _main(arguments: list[str]) -> int:
         given = read_prompts(Path(options.prompts).expanduser())
     use_compilation_cache()
     source = load_source(options.source, options.dtype, options.step)
-    form = _form(source)
+    form = _form(source, given)
     if form is not None:
         texts = _answer(source, form, given, options)
     elif options.beams:
@@ -244,12 +244,12 @@ def _main(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def _form(source):
+def _form(source, given):
     """How prompts are put to a model (`evaluation.forms`); None: it goes on with them."""
     from gptjax.trained import Trained
 
     if isinstance(source, Trained):
-        return source.form
+        return source.form_for(given)
     from gptjax.evaluation.forms import form_of_checkpoint
 
     return form_of_checkpoint(source.config, source.tokenizer, source.source)

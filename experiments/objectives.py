@@ -16,8 +16,10 @@ from gptjax import (
     EncoderDecoderConfig,
     Experiment,
     MaskedLM,
+    MultiTask,
     PermutationLM,
     SpanCorruption,
+    TaskModulesConfig,
     TwoStreamConfig,
     register,
 )
@@ -91,3 +93,21 @@ def xlnet_quick() -> Experiment:
     """
     model = TwoStreamConfig(**SIZES, num_layers=4, biases="mlp", activation="gelu_tanh")
     return variant("xlnet_quick", model, PermutationLM())
+
+
+@register
+def ernie3_quick() -> Experiment:
+    """A byte-level ERNIE 3.0: one trunk, a module that fills in hidden bytes, one that writes.
+
+    python experiments/run.py --exp=ernie3_quick
+    """
+    model = TaskModulesConfig(
+        **SIZES,
+        **MODERN,
+        num_layers=3,
+        task_layers=2,
+        task_width=64,
+        positions="rotary",
+        init="fan_in",
+    )
+    return variant("ernie3_quick", model, MultiTask())

@@ -16,12 +16,14 @@ _WHERE = {
     "EncoderConfig": "gptjax.models.kinds",
     "EncoderDecoderConfig": "gptjax.models.kinds",
     "TwoStreamConfig": "gptjax.models.kinds",
+    "TaskModulesConfig": "gptjax.models.kinds",
     "MeshConfig": "gptjax.parallel.mesh",
     **dict.fromkeys(
         (
             "Denoising",
             "GLM",
             "MaskedLM",
+            "MultiTask",
             "NextToken",
             "PermutationLM",
             "PrefixLM",

@@ -98,9 +98,12 @@ class Experiment:
 
     @property
     def passed_per_step(self) -> float:
-        """Tokens that pass all parameters: of an encoder-decoder half a token on either side."""
-        tokens, source = self.lengths.tokens, self.lengths.source
-        return self.data.batch_size * (tokens if not source else (tokens + source) / 2)
+        """Tokens that pass all parameters: of an encoder-decoder half a token on either side.
+
+        A token that passes a trunk and one of its modules counts whole.
+        """
+        sides = 2 if self.model.kind == "encoder_decoder" else 1
+        return self.data.batch_size * (self.lengths.tokens + self.lengths.source) / sides
 
     @property
     def steps(self) -> int:
@@ -185,10 +188,10 @@ class Experiment:
                 f"{self.model.context_length}; raise the second"
             )
         parted = data.document_attention == "within" or data.positions == "document"
-        if parted and (not objective.in_place or kind == "encoder_decoder"):
+        if parted and (not objective.in_place or self.lengths.source):
             raise BadInput(
-                f"objective '{objective.kind}' moves tokens of a window, so data.document_attention"
-                " must be 'across' and data.positions 'window'"
+                f"objective '{objective.kind}' moves tokens of a window, or reads it apart from "
+                "others, so data.document_attention must be 'across' and data.positions 'window'"
             )
         if self.model.positions == "rotary_blocks" and objective.kind != "glm":
             raise BadInput(
@@ -253,6 +256,11 @@ class Experiment:
             return f"{rows} sequences are not divisible by data x fsdp = {data * fsdp}"
         if model.num_heads % tensor:
             return f"model.num_heads = {model.num_heads} is not divisible by tensor = {tensor}"
+        if model.kind == "task_modules":
+            for what in ("num_heads", "ff_size"):
+                size = getattr(model.generation, what)
+                if size % tensor:
+                    return f"{what} = {size} of a task is not divisible by tensor = {tensor}"
         if model.kv_heads % tensor and model.kv_heads != 1:
             return f"model.num_kv_heads = {model.kv_heads} is not divisible by tensor = {tensor}"
         experts = {model.layer_kind(i).experts for i in range(model.num_layers)}

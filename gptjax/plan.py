@@ -200,13 +200,19 @@ def _measure(experiment: Experiment, shape, devices: int) -> tuple[float | None,
     return sorted(times[1:])[MEASURED_STEPS // 2], ""
 
 
-PARTS = {"cross": "attention to the encoder", "encoder": "the encoder"}
+PARTS = {
+    "encoder_decoder": {"cross": "attention to the encoder", "encoder": "the encoder"},
+    "task_modules": {"encoder": "what is read both ways"},
+}
+SIDES = {"encoder_decoder": ("for the encoder", "for the decoder")}
 
 
 def rows_line(e: Experiment) -> str:
     """What the objective makes of windows of text."""
     raw, tokens, predicted, source, _, _ = e.lengths
-    read = f"{source} for the encoder and {tokens} for the decoder" if source else f"{tokens}"
+    first, second = SIDES.get(e.model.kind, ("read both ways", "read in order"))
+    sides = [f"{source} {first}"] * bool(source) + [f"{tokens} {second}"] * bool(tokens)
+    read = " and ".join(sides) if source else f"{tokens}"
     return (
         f"objective {e.objective.kind}: of every {raw} tokens of text a row of {read}, of which "
         f"{predicted} places are compared with a target"
@@ -312,9 +318,14 @@ def show(plan: Plan) -> None:
     console.print(groups)
 
     flops = table("FLOPs per token of text", "part", "forward", "training")
+    names = PARTS.get(e.model.kind, {})
     for field in dataclasses.fields(f):
         if count := getattr(f, field.name):
-            flops.add_row(PARTS.get(field.name, field.name), short(count), short(3 * count))
+            flops.add_row(
+                PARTS.get(e.model.kind, {}).get(field.name, field.name),
+                short(count),
+                short(3 * count),
+            )
     flops.add_row("total", short(f.forward), short(f.training))
     console.print(flops)
     rule = 6 * c.active * e.passed_per_step / e.tokens_per_step

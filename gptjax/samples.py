@@ -58,8 +58,8 @@ def sample_of(experiment: Experiment, dataset: Dataset, params, mesh) -> str:
 
 
 def _form(experiment: Experiment, tokenizer: Tokenizer) -> Form | None:
-    length = experiment.data.sequence_length
-    return form_of(experiment.model, experiment.objective, tokenizer, length)
+    length, prompts = experiment.data.sequence_length, (experiment.train.sample_prompt,)
+    return form_of(experiment.model, experiment.objective, tokenizer, length, prompts)
 
 
 def _window(experiment: Experiment, dataset: Dataset, form: Form) -> np.ndarray:
@@ -69,9 +69,10 @@ def _window(experiment: Experiment, dataset: Dataset, form: Form) -> np.ndarray:
     row = {name: values[0] for name, values in batch.items()}
     most = experiment.train.sample_tokens
     if form.kind == "masks":
-        ids = row["tokens"]
+        apart = "source_" if "source" in row else ""
+        ids = row["source" if apart else "tokens"]
         if form.before:
-            ids = ids[row["segments"] >= 0][1:-1]
+            ids = ids[row[f"{apart}segments"] >= 0][1:-1]
         return _first(ids, most, form)
     ids = row["tokens"][row["prefix"]] if form.kind == "blocks" else parts_of(row)[0]
     ids = ids[: len(ids) - len(form.after)]

@@ -1,6 +1,7 @@
 """A finished (or stopped) run as something to use: its parameters, its words, its figures."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,12 @@ class Trained:
     @property
     def form(self) -> Form | None:
         """How text is put to the model and its answers are read; None: it goes on, no more."""
+        return self.form_for(())
+
+    def form_for(self, prompts: Sequence) -> Form | None:
+        """The same of these prompts, texts or ids, which choose among a model's several tasks."""
         length = self.experiment.data.sequence_length
-        return form_of(self.config, self.experiment.objective, self.tokenizer, length)
+        return form_of(self.config, self.experiment.objective, self.tokenizer, length, prompts)
 
     def generate(
         self,

@@ -143,7 +143,10 @@ def _filled(ids: np.ndarray, places: np.ndarray, spans: list[np.ndarray]) -> lis
 def _likeliest(params, tokens_BT, segments_BT, *, config, vocab: int, top: int):
     """Log probabilities of the likeliest tokens at every place, and the tokens: [B, T, top]."""
     model = model_of(config, DECODE_RULES)
-    out = model.apply({"params": params}, tokens_BT, segments_BT=segments_BT)
+    given = {"segments_BT": segments_BT}
+    if config.kind == "task_modules":
+        tokens_BT, given = None, {"source_BS": tokens_BT, "source_segments_BS": segments_BT}
+    out = model.apply({"params": params}, tokens_BT, **given)
     logprobs_BTV = jax.nn.log_softmax(logits(out, DECODE_RULES)[..., :vocab], -1)
     return jax.lax.top_k(logprobs_BTV, top)
 

@@ -20,7 +20,15 @@ from gptjax.errors import BadInput
 from gptjax.evaluation.reading import Given, checked, checked_ids, room
 from gptjax.evaluation.texts import Prompt, Text
 from gptjax.models.config import TransformerConfig
-from gptjax.objectives import UL2, Denoising, MaskedLM, Objective, PrefixLM, SpanCorruption
+from gptjax.objectives import (
+    UL2,
+    Denoising,
+    MaskedLM,
+    MultiTask,
+    Objective,
+    PrefixLM,
+    SpanCorruption,
+)
 from gptjax.objectives.denoisers import ROLES
 from gptjax.objectives.spans import rebuilt
 
@@ -211,14 +219,21 @@ class Named:
         return self.form.shown([int(i) for i in ids])
 
 
-def form_of(config: TransformerConfig, objective: Objective, tokenizer, length: int) -> Form | None:
+def form_of(
+    config: TransformerConfig, objective: Objective, tokenizer, length: int, prompts: Sequence = ()
+) -> Form | None:
     """The form of a model that was trained here with rows of `length`; None: it goes on, no more.
 
-    BadInput for an objective whose models neither go on nor fill blanks.
+    A model of several tasks goes on with prompts, but for such as hold a mask. BadInput for an
+    objective whose models neither go on nor fill blanks.
     """
     if objective.kind == "next_token":
         return None
     vocabulary = vocabulary_of(tokenizer, objective.roles(length))
+    if isinstance(objective, MultiTask):
+        mask = vocabulary.names[vocabulary.id("mask")]
+        if not any(isinstance(prompt, str) and mask in prompt for prompt in prompts):
+            return None
     names = {i: name for i, name in vocabulary.names.items() if i != vocabulary.separator}
     roles = vocabulary.special | vocabulary.extra
     pair, separator = config.kind == "encoder_decoder", vocabulary.separator
@@ -247,7 +262,7 @@ def form_of(config: TransformerConfig, objective: Objective, tokenizer, length: 
         return Form("blocks", **base, **more, blanks=marks(MASKS), end=end)
     if isinstance(objective, MaskedLM):
         more = {"separated": True}
-        if not objective.in_place:  # the two parts of text are one here
+        if objective.paired:  # the two parts of text are one here
             more = {"before": (vocabulary.id("cls"),), "after": (vocabulary.id("sep"),)}
         return Form("masks", **base, **more, blanks=marks(("mask",)))
     raise BadInput(

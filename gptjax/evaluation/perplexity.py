@@ -33,26 +33,29 @@ class Perplexity:
     token_bytes: np.ndarray | None = None
 
     def __call__(self, params) -> dict[str, float]:
-        sums = []
-        size = 0
+        sums, text_nats, size = [], [], 0
         of = self.dataset.token_bytes if self.token_bytes is None else self.token_bytes
         for batch in self.dataset.validation_batches(self.batches, **self.split, rows=self.rows):
             # Waited for, as XLA:CPU's simulated devices deadlock on several independent programs.
             sums.append(jax.device_get(self.eval_step(params, to_mesh(batch, self.mesh))))
-            counted = of[batch["targets"]] * (batch["weights"] > 0 if "weights" in batch else 1)
+            said, targets, weights = self.objective.text(sums[-1], batch)
+            counted = of[targets] * (1 if weights is None else weights > 0)
             size += int(counted.sum(dtype=np.int64))
+            text_nats.append(float(said))
         size = _over_processes(size)
         nats = math.fsum(float(s.nats) for s in sums)
         tokens = math.fsum(float(s.tokens) for s in sums)
         figures = {"validation_loss": nats / tokens}
         if self.objective.likelihood in ("text", "continuation"):
-            figures["bits_per_byte"] = nats / math.log(2) / size
+            figures["bits_per_byte"] = math.fsum(text_nats) / math.log(2) / size
         figures["validation_accuracy"] = math.fsum(float(s.correct) for s in sums) / tokens
-        if sums[0].rows is not None:
-            rows = math.fsum(float(s.rows.rows) for s in sums)
-            for name, column in (("nats", "loss"), ("correct", "accuracy")):
-                total = math.fsum(float(getattr(s.rows, name)) for s in sums)
-                figures[f"validation_row_{column}"] = total / rows
+        for part in sums[0].parts or ():
+            nats_of, correct, count = (
+                math.fsum(float(getattr(s.parts[part], name)) for s in sums)
+                for name in ("nats", "correct", "count")
+            )
+            figures[f"validation_{part}_loss"] = nats_of / count
+            figures[f"validation_{part}_accuracy"] = correct / count
         image = IMAGES.get(self.dataset.config.corpus)
         if image is not None:  # windows hold whole images, each with one separator
             pixels = tokens * image[0] / (image[0] + 1)

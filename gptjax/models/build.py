@@ -10,6 +10,7 @@ from gptjax.models.encoder import Encoder
 from gptjax.models.encoder_decoder import EncoderDecoder
 from gptjax.models.layers import Cache
 from gptjax.models.stack import Stack
+from gptjax.models.task_modules import TaskModules
 from gptjax.models.two_stream import TwoStream
 from gptjax.ops.attention import Slots, slots_of
 from gptjax.ops.patterns import Pattern
@@ -20,6 +21,7 @@ MODULES = {
     "encoder": Encoder,
     "encoder_decoder": EncoderDecoder,
     "two_stream": TwoStream,
+    "task_modules": TaskModules,
 }
 
 
@@ -31,7 +33,7 @@ def model_of(config: TransformerConfig, rules: Rules = DEFAULT_RULES) -> Stack:
 def _variables(config: TransformerConfig, key):
     """Random parameters in boxes that name their axes, from the shortest input there is."""
     token = jnp.zeros((1, 1), jnp.int32)
-    more = {"source_BS": token} if config.kind == "encoder_decoder" else {}
+    more = {"source_BS": token} if config.kind in ("encoder_decoder", "task_modules") else {}
     return model_of(config).init({"params": key}, token, **more)["params"]
 
 
@@ -55,6 +57,9 @@ def empty_cache(
     config: TransformerConfig, batch: int, length: int, rules: Rules = DEFAULT_RULES
 ) -> Cache:
     """A cache with room for `length` positions of `batch` sequences, laid out on the mesh."""
+    if config.kind == "task_modules":
+        parts = [empty_cache(c, batch, length, rules) for c in (config.writer, config.generation)]
+        return parts[0]._replace(layers=(*parts[0].layers, *parts[1].layers))
     stacked = config.layers == "scan"
     count = len(config.turn) if stacked else config.plain_layers
     lead = (config.plain_layers // count,) if stacked else ()

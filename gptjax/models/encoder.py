@@ -9,12 +9,9 @@ import jax.numpy as jnp
 
 from gptjax.models.experts import mean_routing, routing_loss
 from gptjax.models.layers import Inputs, Norm
-from gptjax.models.parameters import init_std, normal, weight, zeros
 from gptjax.models.stack import Output, Stack
 from gptjax.ops import activations
-from gptjax.ops.linear import project
 from gptjax.ops.places import at_places
-from gptjax.parallel.rules import activation_spec
 
 
 class Encoder(Stack):
@@ -55,24 +52,9 @@ class Encoder(Stack):
             x_BTD = unit(self.product("transform", x_BTD, c.d_model))
             x_BTD = Norm(c, self.rules, name="transform_norm")(x_BTD)
         hidden = self.headed(x_BTD, table_VD)
-        pooled_BD = rows_BC = tokens_BTC = None
-        if c.pooler == "first":
-            pooled_B1D = jnp.tanh(self.product("pooler", states_BTD[:, :1], c.d_model))
-            pooled_BD = pooled_B1D[:, 0]
-            if c.classes:
-                rows_BC = self.product("classes", pooled_B1D, c.classes)[:, 0]
+        tokens_BTC = None
         if c.token_classes:
             tokens_BTC = self.product("token_classes", states_BTD, c.token_classes)
         routing = mean_routing(routings), routing_loss(c.experts, routings)
-        said = states_BTD, pooled_BD, rows_BC, tokens_BTC
+        said = states_BTD, *self.of_rows(states_BTD), tokens_BTC
         return Output(*hidden[:2], None, hidden[2], *routing, *said)
-
-    def product(self, name: str, x_BTD, width: int):
-        """A product with a bias, whole on every device."""
-        c = self.config
-        w_DF = weight(
-            self, name, normal(init_std(c, c.d_model)), (c.d_model, width), ("embed", None)
-        )
-        spec = activation_spec(("batch", "seq", None), (*x_BTD.shape[:2], width), self.rules)
-        y_BTF = project(x_BTD, w_DF, out_sharding=spec)
-        return y_BTF + weight(self, f"{name}_bias", zeros, (width,), (None,))[None, None]

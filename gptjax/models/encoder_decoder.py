@@ -14,11 +14,14 @@ from gptjax.ops.places import at_places
 
 
 class Side(Stack):
-    """One of the two stacks."""
+    """A stack among others."""
 
     @nn.compact
-    def __call__(self, x_BTD, inputs: Inputs, cache=None, types_BT=None):
-        """The stream above its last layer, the cache, and the `Routing` of every layer."""
+    def __call__(self, x_BTD, inputs: Inputs, cache=None, types_BT=None, kinds=None):
+        """The stream above its last layer, the cache, and the `Routing` of every layer.
+
+        kinds: as of `Stack.through`.
+        """
         c = self.config
         more = {"types": (c.embedding.types, types_BT)} if c.embedding.types else {}
         x_BTD = self.entered(x_BTD, inputs.positions, more)
@@ -26,7 +29,7 @@ class Side(Stack):
             count = x_BTD.shape[1] if cache is None else room(cache)
             both = not c.attention.patterns[0].causal
             inputs = inputs._replace(scores_LH=self.distance_scores(count, both))
-        return self.through(x_BTD, inputs, cache)
+        return self.through(x_BTD, inputs, cache, kinds)
 
 
 class EncoderDecoder(Stack):

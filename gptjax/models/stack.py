@@ -1,8 +1,8 @@
 """The layers of a transformer, from vectors of tokens to the stream above the last of them.
 
-Decoders, encoders and both sides of an encoder-decoder are stacks; what they have above it (a head,
-a pooler) is their own. One module serves training, evaluation and cached decoding; the cache is an
-argument and a result, so `apply` stays pure.
+Decoders, encoders, both sides of an encoder-decoder and a trunk of several tasks are stacks; what
+they have above it (a head, a pooler) is their own. One module serves training, evaluation and
+cached decoding; the cache is an argument and a result, so `apply` stays pure.
 """
 
 import math
@@ -111,6 +111,24 @@ class Stack(nn.Module):
         # muP's output multiplier, on the side of which every head has the same.
         return x_BTD * (c.embedding.logit_scale / c.width_ratio), head_VD, bias_V
 
+    def product(self, name: str, x_BTD, width: int):
+        """A product with a bias, whole on every device."""
+        wide = x_BTD.shape[-1]
+        std = init_std(self.config, wide)
+        w_DF = weight(self, name, normal(std), (wide, width), ("embed", None))
+        spec = activation_spec(("batch", "seq", None), (*x_BTD.shape[:2], width), self.rules)
+        y_BTF = project(x_BTD, w_DF, out_sharding=spec)
+        return y_BTF + weight(self, f"{name}_bias", zeros, (width,), (None,))[None, None]
+
+    def of_rows(self, states_BTD):
+        """What a pooler makes of rows, [B, D], and logits of their classes, [B, C], or None."""
+        c = self.config
+        if c.pooler == "none":
+            return None, None
+        pooled_B1D = jnp.tanh(self.product("pooler", states_BTD[:, :1], states_BTD.shape[-1]))
+        rows_BC = self.product("classes", pooled_B1D, c.classes)[:, 0] if c.classes else None
+        return pooled_B1D[:, 0], rows_BC
+
     def entered(self, x_BTD, positions, more):
         """The stream below the first layer: with positions and other vectors, normed, dropped.
 
@@ -129,9 +147,12 @@ class Stack(nn.Module):
             x_BTD = Norm(c, self.rules, name="embedding_norm")(x_BTD)
         return Dropout(c.dropout)(x_BTD)
 
-    def through(self, x_BTD, inputs: Inputs, cache):
-        """The stream above the last layer, normed where the layers are not; cache; routings."""
-        x_BTD, cache, routings = self.blocks(x_BTD, inputs, cache)
+    def through(self, x_BTD, inputs: Inputs, cache, kinds: TransformerConfig | None = None):
+        """The stream above the last layer, normed where the layers are not; cache; routings.
+
+        kinds: another config, whose kinds of layers take the place of the stack's own.
+        """
+        x_BTD, cache, routings = self.blocks(x_BTD, inputs, cache, kinds or self.config)
         if self.config.block not in ("post", "deep"):
             x_BTD = Norm(self.config, self.rules, name="final_norm")(x_BTD)
         return x_BTD, cache, routings
@@ -159,17 +180,17 @@ class Stack(nn.Module):
             total = total + (p_TD if p_TD.ndim == 3 else p_TD[None])
         return total
 
-    def blocks(self, x_BTD, inputs, cache):
+    def blocks(self, x_BTD, inputs, cache, kinds: TransformerConfig):
         """The layers, unrolled or as one scanned layer, each recomputed as `remat` says.
 
         Returns the stream, the cache, and the `Routing` of every layer, or None.
         """
         c = self.config
         if c.layers == "scan":
-            return self.scanned(x_BTD, inputs, cache)
+            return self.scanned(x_BTD, inputs, cache, kinds)
         caches, routings = [], []
         for i in range(c.plain_layers):
-            layer = self.block(c, self.rules, self.kind(c.layer_kind(i)), name=f"layer_{i}")
+            layer = self.block(c, self.rules, self.kind(kinds.layer_kind(i)), name=f"layer_{i}")
             x_BTD, (one, routing) = layer(x_BTD, _of_layer(cache, i), inputs)
             caches.append(one)
             routings.append(routing)
@@ -188,10 +209,10 @@ class Stack(nn.Module):
         # Under scan the loop already stops the compiler from merging the two computations.
         return nn.remat(Block, policy=REMAT_POLICIES[c.remat], prevent_cse=c.layers == "unrolled")
 
-    def scanned(self, x_BTD, inputs, cache):
+    def scanned(self, x_BTD, inputs, cache, kinds: TransformerConfig):
         """All layers as a loop over one, or over one of every kind in turn."""
         c = self.config
-        turn = tuple(self.kind(one) for one in c.turn)
+        turn = tuple(self.kind(one) for one in kinds.turn)
 
         def cache_axes(written):
             return nn.broadcast if cache is None else Cache(0, nn.broadcast, 0 if written else None)

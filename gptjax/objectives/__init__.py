@@ -6,6 +6,7 @@ from gptjax.objectives.blanks import GLM
 from gptjax.objectives.denoisers import UL2
 from gptjax.objectives.denoising import Denoising
 from gptjax.objectives.masked import MaskedLM
+from gptjax.objectives.multi_task import MultiTask
 from gptjax.objectives.next_token import NextToken
 from gptjax.objectives.permutation import PermutationLM
 from gptjax.objectives.prefix import PrefixLM
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         GLM,
         PermutationLM,
         Denoising,
+        MultiTask,
     )
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "Lengths",
     "LossSums",
     "MaskedLM",
+    "MultiTask",
     "NextToken",
     "Objective",
     "PermutationLM",

@@ -7,7 +7,7 @@ row's place in the order of the run seeds; the second is jax and calls a model t
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from gptjax.errors import BadInput, check_types
 if TYPE_CHECKING:  # a list of experiments needs no jax
     import jax
 
-Family = Literal["decoder", "encoder", "encoder_decoder", "two_stream"]
-FAMILIES: tuple[Family, ...] = ("decoder", "encoder", "encoder_decoder", "two_stream")
+Family = Literal["decoder", "encoder", "encoder_decoder", "two_stream", "task_modules"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 # What a model is given beside tokens, by the names that its module has for them.
 INPUTS = {
@@ -32,6 +32,7 @@ INPUTS = {
     "at": "at_BP",
     "source": "source_BS",
     "source_segments": "source_segments_BS",
+    "source_types": "source_types_BS",
 }
 
 
@@ -39,7 +40,7 @@ class Lengths(NamedTuple):
     """How many tokens a row takes and gives; everything is filled up to these.
 
     raw: ids of the corpus, after which the next row begins; overlap: ids beyond them that are read
-    too; tokens: of what a model predicts from; source: of what an encoder reads before a decoder;
+    too; tokens: of what a model predicts from; source: of what is read apart, by an encoder;
     predicted: of targets, those of weight 0 among them; ahead: pairs of a token and a later one of
     a prefix, which the token reads too, in the mean.
     """
@@ -52,12 +53,12 @@ class Lengths(NamedTuple):
     ahead: float = 0.0
 
 
-class RowSums(NamedTuple):
-    """Sums over the rows of a batch that are sorted into classes; float32 scalars."""
+class PartSums(NamedTuple):
+    """Sums over a part of what is predicted in a batch, and of how much; float32 scalars."""
 
     nats: "jax.Array"
     correct: "jax.Array"
-    rows: "jax.Array"
+    count: "jax.Array"
 
 
 class LossSums(NamedTuple):
@@ -65,7 +66,7 @@ class LossSums(NamedTuple):
 
     `total` is what is differentiated: nats plus auxiliary terms. `routing`: of a model with
     experts the sums of what its routers tell (`models.experts.Routing`), times the tokens.
-    `rows`: of objectives that also sort rows into classes, what that tells.
+    `parts`: by name, what is told apart: "row" is of the classes of rows, which are no tokens.
     """
 
     total: "jax.Array"
@@ -73,7 +74,7 @@ class LossSums(NamedTuple):
     correct: "jax.Array"
     tokens: "jax.Array"
     routing: Any = None
-    rows: "RowSums | None" = None
+    parts: "dict[str, PartSums] | None" = None
 
 
 @dataclass(frozen=True)
@@ -129,23 +130,34 @@ class Objective(ABC):
 
     def sums(self, apply, batch) -> LossSums:
         """The loss of a batch; `apply(tokens_BT, NAME=...)` gives a model's `Output`."""
+        given = {name: batch[key] for key, name in INPUTS.items() if key in batch}
+        out = apply(batch.get("tokens"), **given)
+        sums = self.of_tokens(out, out.hidden_BTD, batch["targets"], batch.get("weights"))
+        if "label" in batch:
+            sums = with_classes(sums, out.rows_BC, batch["label"])
+        return with_routing(sums, out)
+
+    def of_tokens(self, out, hidden_BTD, targets_BT, weights_BT) -> LossSums:
+        """The loss of targets, from hidden states that meet the head of an `Output`."""
         from gptjax.ops.vocab_loss import vocab_loss
 
-        given = {name: batch[key] for key, name in INPUTS.items() if key in batch}
-        out = apply(batch["tokens"], **given)
         total, stats = vocab_loss(
-            out.hidden_BTD,
+            hidden_BTD,
             out.head_VD,
-            batch["targets"],
-            batch.get("weights"),
+            targets_BT,
+            weights_BT,
             head_bias_V=out.head_bias_V,
             z_loss=self.z_loss,
             chunk_tokens=self.chunk_tokens or None,
         )
-        sums = LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)
-        if "label" in batch:
-            sums = with_classes(sums, out.rows_BC, batch["label"])
-        return with_routing(sums, out)
+        return LossSums(total, stats.cross_entropy, stats.correct, stats.weight_sum)
+
+    def text(self, sums: LossSums, batch) -> tuple:
+        """Nats of the text that the loss is the likelihood of, its targets and their weights.
+
+        Of sums and a batch on the host; weights are None where they are 1 everywhere.
+        """
+        return sums.nats, batch["targets"], batch.get("weights")
 
 
 def with_classes(sums: LossSums, logits_BC, label_B) -> LossSums:
@@ -162,7 +174,8 @@ def with_classes(sums: LossSums, logits_BC, label_B) -> LossSums:
     hits = (logprobs_BC.argmax(-1) == label_B).astype(jnp.float32).sum()
     rows = jnp.float32(len(label_B))
     total = sums.total + jax.lax.stop_gradient(sums.tokens) / rows * nats
-    return sums._replace(total=total, rows=RowSums(nats, hits, rows))
+    parts = (sums.parts or {}) | {"row": PartSums(nats, hits, rows)}
+    return sums._replace(total=total, parts=parts)
 
 
 def with_routing(sums: LossSums, out) -> LossSums:

@@ -31,6 +31,8 @@ from gptjax.objectives.corruption import (
 )
 
 MARKS = 3  # [cls] A [sep] B [sep]
+# Where a model reads apart what is masked, its rows have these names for it.
+SOURCE = {"tokens": "source", "segments": "source_segments", "types": "source_types"}
 CLASSES = {"none": 0, "next": 2, "order": 2, "three_way": 3}
 
 
@@ -52,13 +54,18 @@ class MaskedLM(Objective):
     shuffle_span: int = 3
 
     kind: ClassVar[str] = "masked_lm"
-    families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    families: ClassVar[tuple[Family, ...]] = ("encoder", "task_modules")
     # Hidden tokens are predicted apart from each other, so their product is no likelihood.
     likelihood: ClassVar[str] = "none"
 
     @property
     def in_place(self) -> bool:
-        return self.sentences == "none"
+        return not self.paired
+
+    @property
+    def paired(self) -> bool:
+        """Whether rows are two parts of text between marks."""
+        return self.sentences != "none"
 
     def validate(self) -> None:
         super().validate()
@@ -83,24 +90,31 @@ class MaskedLM(Objective):
         return CLASSES[self.sentences]
 
     def roles(self, length: int) -> tuple[str, ...]:
-        return ("mask",) if self.in_place else ("mask", "cls", "sep", "pad")
+        return ("mask", "cls", "sep", "pad") if self.paired else ("mask",)
 
     def lengths(self, length: int, family: Family) -> Lengths:
-        if not self.in_place:
+        raw, predicted = self._sizes(length)
+        if family == "encoder":
+            return Lengths(raw, length, predicted)
+        return Lengths(raw, 0, predicted, source=length)
+
+    def _sizes(self, length: int) -> tuple[int, int]:
+        """Ids of the corpus in a row, and how many of its places may be predicted."""
+        if self.paired:
             check_length(length, MARKS + 2, f"objective.sentences={self.sentences}")
         check_length(length, 1, self.kind)
-        raw = length if self.in_place else length - MARKS
+        raw = length - MARKS if self.paired else length
         shuffled = ceil(self.shuffle_rate * raw / self.shuffle_span) * self.shuffle_span
-        return Lengths(raw, length, min(ceil(self.rate * raw) + shuffled, raw))
+        return raw, min(ceil(self.rate * raw) + shuffled, raw)
 
     def transform(
         self, length: int, family: Family, vocabulary: Vocabulary
     ) -> Callable[[np.ndarray, np.random.Generator, Draw], Row]:
-        predicted = self.lengths(length, family).predicted
+        _, predicted = self._sizes(length)
 
         def row(ids: np.ndarray, rng: np.random.Generator, draw: Draw) -> Row:
             made: Row = {}
-            if not self.in_place:
+            if self.paired:
                 first, second, label = self._parts(ids, rng, draw, vocabulary.separator)
                 ids, made = _joined(first, second, length, vocabulary)
                 made["label"] = np.array(label, np.int32)
@@ -110,7 +124,9 @@ class MaskedLM(Objective):
             made["at"] = filled(at, predicted)
             made["targets"] = filled(ids[at], predicted)
             made["weights"] = filled(np.ones(len(at)), predicted, 0.0, np.float32)
-            return made
+            if family == "encoder":
+                return made
+            return {SOURCE.get(name, name): values for name, values in made.items()}
 
         return row
 

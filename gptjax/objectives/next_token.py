@@ -19,7 +19,7 @@ class NextToken(Objective):
     """Cross-entropy on `targets`, over chunks of tokens so that logits never exist whole."""
 
     kind: ClassVar[str] = "next_token"
-    families: ClassVar[tuple[Family, ...]] = ("decoder",)
+    families: ClassVar[tuple[Family, ...]] = ("decoder", "task_modules")
     likelihood: ClassVar[str] = "text"
 
     def lengths(self, length: int, family: Family) -> Lengths:

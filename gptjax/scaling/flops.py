@@ -27,7 +27,9 @@ class Parameters:
     attention: int
     mlp: int
     norms: int
-    head: int  # 0 when tied; an encoder's transform, pooler and classes are part of it
+    # 0 when tied; an encoder's transform, pooler and classes are part of it, and the products
+    # between a trunk, the modules of its tasks and their head
+    head: int
     cross: int = 0  # a decoder's attention to an encoder, with its norms
     resting: int = 0  # of the mlp group: those of experts that a token does not go to
 
@@ -60,16 +62,29 @@ def count_parameters(c: TransformerConfig) -> Parameters:
     E = c.embedding_size
     embedding = c.vocab_size * E + (2 * E * c.d_model if c.embedding.size else 0)
     head = (0 if c.tied_embeddings else c.outputs * E) + c.embedding.head_bias * c.outputs
-    stacks = [_stack(c)] if c.kind != "encoder_decoder" else [_stack(c.encoder), _stack(c.decoder)]
-    groups = {name: sum(one[name] for one in stacks) for name in stacks[0]}
+    parts = [_stack(one) for one in _stacks(c)]
+    groups = {name: sum(one[name] for one in parts) for name in parts[0]}
     D, norm = c.d_model, c.d_model * (2 if c.norm_biases else 1)
     if c.kind == "encoder":
         head += (c.head == "transform") * (D * D + D + norm) + (c.pooler == "first") * (D * D + D)
         head += (c.classes + c.token_classes) * (D + 1)
+    elif c.kind == "task_modules":
+        W = c.task_size
+        head += 4 * D * W + 2 * (D + W)
+        head += (c.pooler == "first") * (W * W + W) + c.classes * (W + 1)
     elif c.kind == "encoder_decoder":
         one = c.decoder
         groups["cross"] = one.num_layers * (_attention(one) + norm)
     return Parameters(embedding=embedding, head=head, **groups)
+
+
+def _stacks(c: TransformerConfig) -> list[TransformerConfig]:
+    """The stacks of layers of a model as configs."""
+    if c.kind == "encoder_decoder":
+        return [c.encoder, c.decoder]
+    if c.kind == "task_modules":
+        return [c.writer, c.understanding, c.generation]
+    return [c]
 
 
 def _attention(c: TransformerConfig) -> int:
@@ -115,15 +130,16 @@ def _stack(c: TransformerConfig) -> dict[str, int]:
 class Flops:
     """FLOPs of a token, or of whatever else they were counted for: forward by part, and training.
 
-    Of an encoder-decoder the first three are the decoder's.
+    Of an encoder-decoder the first three are the decoder's, of a trunk with modules of tasks those
+    of what is written.
     """
 
     projections: float  # queries, keys, values, output
     attention: float  # scores and weighted values, over the pairs that the pattern visits
     mlp: float  # of experts those that a token goes to, and the router
-    head: float  # and the maps between the token vectors' width and the model's
+    head: float  # and the maps between the widths of token vectors, model and modules of tasks
     cross: float = 0.0  # a decoder's attention to an encoder
-    encoder: float = 0.0  # the whole stack of an encoder before a decoder
+    encoder: float = 0.0  # all layers over a source: an encoder's, or of a trunk and its module
 
     @property
     def forward(self) -> float:
@@ -153,7 +169,7 @@ def row_flops(
     ahead: float = 0.0,
     pairs: float | None = None,
 ) -> Flops:
-    """FLOPs of a row: of `tokens`, before which an encoder read `source`.
+    """FLOPs of a row: of `tokens`, and of a `source` that is read apart.
 
     predicted: places whose output meets the vocabulary; ahead: pairs of a query and a later key
     that a prefix adds to those of the pattern; pairs: in place of those of the pattern.
@@ -165,6 +181,9 @@ def row_flops(
     if c.kind == "encoder":
         head += 2 * D * (P * D * (c.head == "transform") + D * (c.pooler == "first"))
         head += 2 * D * (c.classes + tokens * c.token_classes)
+    if c.kind == "task_modules":
+        made = _of_tasks(c, tokens, source, P, pairs)
+        return replace(made, head=made.head + head)
     if c.kind != "encoder_decoder":
         stack = _stack_flops(c, tokens, ahead, pairs)
         if c.kind == "two_stream":
@@ -180,6 +199,22 @@ def row_flops(
         2 * side.num_layers * cross,
         sum(_stack_flops(c.encoder, source)),
     )
+
+
+def _of_tasks(
+    c: TransformerConfig, tokens: int, source: int, predicted: int, pairs: float | None
+) -> Flops:
+    """Those of a trunk and the modules of its tasks, without the vocabulary's."""
+    D, W = c.d_model, c.task_size
+    written, read = (0.0, 0.0, 0.0), 0.0
+    if tokens:
+        stacks = [_stack_flops(one, tokens, pairs=pairs) for one in (c.writer, c.generation)]
+        written = tuple(map(sum, zip(*stacks, strict=True)))
+    if source:
+        read = sum(sum(_stack_flops(one, source)) for one in (c.reader, c.understanding))
+    between = 2 * D * W * (tokens + source + predicted)
+    rows = 2 * W * (W * (c.pooler == "first") + c.classes) * (source > 0)
+    return Flops(*written, between + rows, encoder=read)
 
 
 def _query_flops(c: TransformerConfig, tokens: int, queries: int) -> tuple[float, float, float]:

@@ -88,13 +88,20 @@ def decay_mask(config: OptimConfig, params):
     )
 
 
+BLOCKS = re.compile(
+    r"(^|/)(query_)?layer(s/|_\d|/)"
+    r"|^(transform|pooler|(understanding|generation)_(in|out))$"
+)
+
+
 def is_block_matrix(name: str) -> bool:
     """Whether a parameter of this path is a weight inside a block: as wide on both sides.
 
+    Those between the blocks and a head, and between a trunk and the modules of its tasks, are too.
     A router of experts is not: it is a head, of as many outputs at every width. Nor are tables of
     distances and of types.
     """
-    if not re.search(r"(^|/)(query_)?layer(s/|_\d|/)", name):
+    if not BLOCKS.search(name):
         return False
     return not re.search("bias|scale|router|distance_scores|type_keys", name)
 

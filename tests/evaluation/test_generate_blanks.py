@@ -16,8 +16,10 @@ from gptjax import (
     EncoderConfig,
     EncoderDecoderConfig,
     MaskedLM,
+    MultiTask,
     PrefixLM,
     SpanCorruption,
+    TaskModulesConfig,
 )
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import BadInput
@@ -151,6 +153,20 @@ def test_an_encoder_fills_masks_with_what_is_likeliest():
         assert len(lines) == len(places) and all(line.startswith("[MASK]  ") for line in lines)
     with pytest.raises(BadInput, match="leave out beams and samples"):
         answers(asked, prompts, 9, GREEDY, num_samples=2)
+
+
+def test_a_model_of_two_tasks_fills_masks_and_goes_on_otherwise():
+    config, tokenizer = TaskModulesConfig(**SMALL, task_layers=1), ByteTokenizer()
+    assert form_of(config, MultiTask(), tokenizer, LENGTH, ["ab"]) is None
+    made = form_of(config, MultiTask(), tokenizer, LENGTH, ["ab", "a [MASK] c"])
+    asked = Asked(config, params_of(config), made)
+    prompt = made.prompt("a [MASK] c")
+    text = answers(asked, [prompt], 9, GREEDY)[0]
+    out = model_of(config).apply({"params": params_of(config)}, source_BS=prompt.ids[None])
+    place = np.flatnonzero(prompt.ids == made.vocabulary.id("mask"))
+    scores = np.asarray(logits(out))[0, place, : asked.tokenizer.vocab_size]
+    np.testing.assert_array_equal(text.tokens, scores.argmax(-1))
+    assert text.text.startswith("a ") and text.text.endswith(" c")
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])

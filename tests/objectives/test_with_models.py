@@ -20,9 +20,11 @@ from gptjax import (
     Experiment,
     MaskedLM,
     MeshConfig,
+    MultiTask,
     OptimConfig,
     PrefixLM,
     SpanCorruption,
+    TaskModulesConfig,
     TrainConfig,
     TwoStreamConfig,
 )
@@ -48,11 +50,19 @@ MODELS = {
     ),
     "encoder_decoder": EncoderDecoderConfig(**SMALL, **T5),
     "two_stream": TwoStreamConfig(**SMALL),
+    "task_modules": TaskModulesConfig(
+        **SMALL,
+        task_layers=1,
+        pooler="first",
+        classes=3,
+        embedding=EmbeddingConfig(types=2),
+    ),
 }
 OBJECTIVES_OF = {
     "glm": GLM(sentence_share=0.3, document_share=0.3),
     "masked_lm": MaskedLM(sentences="three_way", shuffle_rate=0.05, unit="word"),
     "denoising": Denoising(permuted_share=0.5),
+    "multi_task": MultiTask(sentences="three_way", unit="word", masked_share=0.3),
 }
 CASES = [(kind, family) for kind, one in OBJECTIVES.items() for family in one.families]
 
@@ -110,18 +120,33 @@ def test_the_loss_is_that_of_the_chosen_places(kind, family):
         params, batch
     )
     given = {name: batch[key] for key, name in INPUTS.items() if key in batch and key != "at"}
-    out = model_of(experiment.model).apply({"params": params}, batch["tokens"], **given)
+    out = model_of(experiment.model).apply({"params": params}, batch.get("tokens"), **given)
     logprobs = np.asarray(jax.nn.log_softmax(logits(out)))
+    hidden = 0
     if "at" in batch:  # of queries all T were asked for above
-        logprobs = np.take_along_axis(logprobs, batch["at"][:, :, None], 1)
+        at, hidden = batch["at"], batch["at"].shape[1]
+        if kind == "multi_task":  # after all of the source stand the tokens
+            rest = np.broadcast_to(41 + np.arange(41), (4, 41))
+            at = np.concatenate([at, rest], 1)
+        logprobs = np.take_along_axis(logprobs, at[:, :, None], 1)
     chosen = np.take_along_axis(logprobs, batch["targets"][:, :, None], 2)[..., 0]
     weights = batch.get("weights", np.ones_like(chosen))
     assert float(sums.tokens) == weights.sum() > 0
     assert float(sums.nats) == pytest.approx(-(chosen * weights).sum(), rel=1e-5)
     total = float(sums.nats)
+    if kind == "multi_task":
+        said = {"masked": np.s_[:, :hidden], "next": np.s_[:, hidden:]}
+        means = []
+        for name, part in said.items():
+            nats, count = -(chosen * weights)[part].sum(), weights[part].sum()
+            assert float(sums.parts[name].nats) == pytest.approx(nats, rel=1e-5)
+            assert float(sums.parts[name].count) == count
+            means.append(nats / count)
+        total = float(sums.tokens) * (0.3 * means[0] + 0.7 * means[1])
+        assert experiment.objective.text(sums, batch)[1].shape == (4, 41)
     if "label" in batch:
         rows = np.asarray(jax.nn.log_softmax(out.rows_BC))[np.arange(4), batch["label"]]
-        assert float(sums.rows.nats) == pytest.approx(-rows.sum(), rel=1e-5)
+        assert float(sums.parts["row"].nats) == pytest.approx(-rows.sum(), rel=1e-5)
         total += float(sums.tokens) * -rows.mean()
     assert float(sums.total) == pytest.approx(total, rel=1e-5)
 

@@ -31,7 +31,7 @@ from gptjax.models.presets.open_models import (
     opt,
 )
 from gptjax.models.presets.openai import gpt1, gpt2, gpt3, image_gpt, sparse_transformer
-from gptjax.models.presets.prefixes import chatglm, glm, glm_130b, plug, xlnet
+from gptjax.models.presets.prefixes import chatglm, ernie3, glm, glm_130b, plug, xlnet
 
 # The sizes of every family, each with the row of the table that it is.
 FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
@@ -69,6 +69,7 @@ FAMILIES: dict[Callable[[str], TransformerConfig], dict[str, str]] = {
     chatglm: prefixes.CHATGLM,
     xlnet: prefixes.XLNET,
     plug: prefixes.PLUG,
+    ernie3: prefixes.ERNIE3,
 }
 
 

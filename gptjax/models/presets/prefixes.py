@@ -1,7 +1,7 @@
-"""Models that read both ways and write in order: GLM, GLM-130B, ChatGLM, XLNet, PLUG."""
+"""Models that read both ways and write in order: GLM, GLM-130B, ChatGLM, XLNet, PLUG, ERNIE 3.0."""
 
 from gptjax.models.config import AttentionConfig, DecoderConfig, EmbeddingConfig
-from gptjax.models.kinds import EncoderDecoderConfig, TwoStreamConfig
+from gptjax.models.kinds import EncoderDecoderConfig, TaskModulesConfig, TwoStreamConfig
 from gptjax.models.presets.table import architecture, chosen, decoder, sized, sizes
 
 GLM_130B = {"130b": "glm-130b"}
@@ -9,6 +9,7 @@ GLM = {size: row for size, row in sizes("glm-").items() if row not in GLM_130B.v
 CHATGLM = sizes("chatglm-")
 XLNET = sizes("xlnet-")
 PLUG = sizes("plug-")
+ERNIE3 = sizes("ernie3-")
 
 # Ids of GLM's tokenizers with its special tokens, filled up to a multiple of 128.
 GLM_WORDS = {"BERT": 30592, "GPT-2": 50304, "Chinese": 50048}
@@ -97,4 +98,24 @@ def plug(size: str = "27b") -> EncoderDecoderConfig:
         norm_epsilon=1e-12,
         activation="gelu_erf",
         embedding=EmbeddingConfig(norm=True, types=2, head_bias=True),
+    )
+
+
+def ernie3(size: str) -> TaskModulesConfig:
+    """ERNIE 3.0 (arXiv 2107.02137; Titan arXiv 2112.12731): "10b" or "titan".
+
+    A trunk of Transformer-XL's scores, without its memory, and for either task a module of 12
+    layers of 768. Those of Titan, post-norm layers, and 40,000 ids are not read in a source; the
+    table's count is of the products of the trunk's layers, without distances.
+    """
+    row = architecture(chosen("ERNIE 3.0", size, ERNIE3))
+    return sized(
+        {"d_ff": 4 * row["d_model"], "vocab": 40_000} | row,
+        TaskModulesConfig,
+        task_layers=12,
+        task_width=768,
+        block="post",
+        activation="gelu_erf",
+        embedding=EmbeddingConfig(norm=True, types=2, head_bias=True),
+        dropout=0.1,
     )
