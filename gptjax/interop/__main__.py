@@ -56,17 +56,25 @@ def _export(given) -> int:
         choose(open_checkpoint(given.run).config, given.family)
         found = load(given.run)
         config, params, tokenizer = found.config, found.params, found.tokenizer
+        vocabulary = None
     else:
         import gptjax
 
         trained = gptjax.load(given.run, step=given.step)
         config, params, tokenizer = trained.config, trained.params, trained.tokenizer
+        vocabulary = trained.experiment.vocabulary(tokenizer)
     if tokenizer is not None and tokenizer.kind == "symbols":
         print("symbols have no tokenizer that others read: the model goes without", file=sys.stderr)
         tokenizer = None
     with _stopped_by_sigterm():
         family = export(
-            config, params, given.out, tokenizer=tokenizer, family=given.family, dtype=given.dtype
+            config,
+            params,
+            given.out,
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+            family=given.family,
+            dtype=given.dtype,
         )
     print(f"{given.out}: {family.written(config)['architectures'][0]} in {given.dtype}")
     return EXIT_DONE

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.data.tokenizers import Tokenizer, export_tokenizer
+from gptjax.data.vocabulary import Vocabulary, vocabulary_of
 from gptjax.errors import BadInput, Trouble, did_you_mean
 from gptjax.interop.families import FAMILIES
 from gptjax.interop.family import Family
@@ -34,13 +35,15 @@ def export(
     out: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
+    vocabulary: Vocabulary | None = None,
     family: str = "",
     dtype: str = "float32",
     shard_bytes: int = SHARD,
 ) -> Family:
     """Write a model into the folder `out`, which must not exist; the family it was written as.
 
-    BadInput names the field that no family has, or that the one asked for has not.
+    vocabulary: the tokenizer's with the special tokens of the run's objective. BadInput names the
+    field that no family has, or that the one asked for has not.
     """
     from safetensors import SafetensorError
 
@@ -63,11 +66,21 @@ def export(
                 start = {k: v for k, v in tree.items() if k == "decoder_start_token_id"}
                 _write_json(partial / "generation_config.json", ids | start)
             if tokenizer is not None:
-                export_tokenizer(tokenizer, partial)
+                if chosen.around:
+                    vocabulary = _with_ends(tokenizer, vocabulary)
+                export_tokenizer(tokenizer, partial, vocabulary=vocabulary, around=chosen.around)
     except (OSError, SafetensorError) as error:
         reason = storage_failure(error) or getattr(error, "strerror", None) or error
         raise Trouble(f"cannot write {out}: {reason}") from error
     return chosen
+
+
+def _with_ends(tokenizer: Tokenizer, given: Vocabulary | None) -> Vocabulary:
+    """The vocabulary with those starts and ends of texts that the tokenizer itself has."""
+    found = vocabulary_of(tokenizer, ("cls", "sep", "mask", "pad"))
+    if given is None:
+        return dataclasses.replace(found, extra={})
+    return dataclasses.replace(given, special=found.special | given.special)
 
 
 def check_out(out: str | Path, dtype: str) -> Path:

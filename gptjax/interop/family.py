@@ -52,7 +52,8 @@ class Family:
     parameter is made of; alias: a second name for the tied matrix; copies: further names of
     parameters, with their paths; older: parts of names, and what once stood in their place; zeros:
     tensors without an effect that exported files have to hold, with their shapes; start: the role
-    of the token that a decoder behind an encoder begins with.
+    of the token that a decoder behind an encoder begins with; around: what stands around a text, as
+    `data.tokenizers.export` has it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Family:
     copies: tuple[tuple[str, str], ...] = ()
     older: tuple[tuple[str, str], ...] = ()
     start: str = ""
+    around: str = ""
 
     def leaves(self, config: TransformerConfig) -> dict[str, Leaf]:
         """Every parameter of a model with what it is made of; BadInput for one without a row."""

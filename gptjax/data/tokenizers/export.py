@@ -10,21 +10,36 @@ space, for which a model that keeps double spaces is refused.
 
 The names of special tokens in a text are read as these tokens by transformers, unless it is told
 `split_special_tokens=True`. What the tokenizer has in `kept` is written too: where its source puts
-a bos before each text or an eos behind it, a post_processor does so. The [CLS] and [SEP] that the
-classes of BERT and RoBERTa put around a text are written only where a tokenizer.json has them.
+a bos before each text or an eos behind it, a post_processor does so. One puts the start and the end
+that an encoder is trained with around a text (`AROUND`), where the vocabulary has them; that of a
+tokenizer.json stays what it is. Special tokens beyond the tokenizer's ids, which an objective asked
+for, are added to those.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptjax.data.tokenizers.base import HARD_TEXT, ByteTokenizer, Tokenizer
 from gptjax.data.tokenizers.build import added_token, byte_bpe_text, described
-from gptjax.data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
+from gptjax.data.tokenizers.huggingface import ROLES, HuggingFaceTokenizer, byte_alphabet
 from gptjax.data.tokenizers.pieces import ESCAPE, IMAGES, LETTERS, MODEL, SentencePieceTokenizer
 from gptjax.errors import BadInput
 
+if TYPE_CHECKING:
+    from gptjax.data.vocabulary import Vocabulary
+
 SEPARATOR = "<|separator|>"
+INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
+# What stands around one text and around two, by roles, with the type of each token behind a colon.
+AROUND = {
+    "bert": ("cls A sep", "cls A sep B:1 sep:1"),
+    "roberta": ("cls A sep", "cls A sep sep B sep"),
+    "xlnet": ("A sep cls:2", "A sep B:1 sep:1 cls:2"),
+}
 APART = -1e6  # score of what unigram must not find in a text: byte pieces and control pieces
 TRIALS = (
     HARD_TEXT,
@@ -36,10 +51,18 @@ TRIALS = (
 )
 
 
-def export_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+def export_tokenizer(
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    vocabulary: Vocabulary | None = None,
+    around: str = "",
+) -> None:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
 
-    BadInput for a tokenizer that cannot be written with the same ids, such as plain symbols.
+    vocabulary: the tokenizer's with special tokens of a run; around: how a model of an `AROUND`
+    reads a text. BadInput for a tokenizer that cannot be written with the same ids, such as plain
+    symbols.
     """
     folder = Path(folder)
     names, kept = {}, {}
@@ -57,10 +80,23 @@ def export_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
             f"a tokenizer of {tokenizer.kind} has no form that others read; bytes, sentencepiece "
             "models and tokenizers of others have"
         )
+    special = dict(tokenizer.special)
+    if vocabulary is not None:
+        extra = vocabulary.extra.values()
+        text = _with_tokens(text, {number: vocabulary.names[number] for number in extra})
+        written = {token["id"]: token["content"] for token in json.loads(text)["added_tokens"]}
+        for role, number in (vocabulary.special | vocabulary.extra).items():
+            if role in ROLES and role not in names and number in written:
+                special[role], names[role] = number, written[number]
     added = {r: names[r] for r in ("bos", "eos") if kept.get(f"add_{r}_token") and r in names}
-    if added:
-        whole = json.loads(text) | {"post_processor": _template(added, tokenizer.special)}
-        text = json.dumps(whole, ensure_ascii=False)
+    if around and {"cls", "sep"} <= names.keys():
+        text = _with_ends(text, AROUND[around], names, special)
+        if ":" in AROUND[around][1]:  # releases since 5 give types only where they are told
+            kept = {**kept, "model_input_names": INPUTS}
+    elif added:
+        one = [word for word in ("bos", "A", "eos") if word in {*added, "A"}]
+        two = [*one, *(f"{'B' if word == 'A' else word}:1" for word in one)]
+        text = _with_ends(text, (" ".join(one), " ".join(two)), names, special, always=True)
     if not {"bos", "eos"} & names.keys():
         names |= {"bos": separator, "eos": separator}
     roles = {f"{role}_token": name for role, name in names.items()}
@@ -78,25 +114,43 @@ def export_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         (folder / MODEL).write_bytes(tokenizer.model)
 
 
-def _template(added: Mapping[str, str], special: Mapping[str, int]) -> dict:
-    """The post_processor that puts a bos before and an eos behind each of one or two texts."""
+def _with_tokens(text: str, names: Mapping[int, str]) -> str:
+    """The tokenizer.json with special tokens of these ids and names added."""
+    if not names:
+        return text
+    whole = json.loads(text)
+    whole["added_tokens"] += [added_token(number, name, True) for number, name in names.items()]
+    return json.dumps(whole, ensure_ascii=False)
 
-    def around(text: str, number: int) -> list[dict]:
-        ends = [
-            [{"SpecialToken": {"id": added[r], "type_id": number}}] if r in added else []
-            for r in ("bos", "eos")
-        ]
-        return [*ends[0], {"Sequence": {"id": text, "type_id": number}}, *ends[1]]
 
-    tokens = {
-        name: {"id": name, "ids": [special[role]], "tokens": [name]} for role, name in added.items()
-    }
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": around("A", 0) + around("B", 1),
-        "special_tokens": tokens,
-    }
+def _with_ends(
+    text: str,
+    forms: tuple[str, str],
+    names: Mapping[str, str],
+    special: Mapping[str, int],
+    always: bool = False,
+) -> str:
+    """The tokenizer.json with a post_processor that writes one or two texts as the forms say.
+
+    One that is there already stays, unless the new one is always to stand.
+    """
+    whole = json.loads(text)
+    if whole.get("post_processor") is not None and not always:
+        return text
+    tokens = {}
+
+    def part(word: str) -> dict:
+        role, _, number = word.partition(":")
+        if role in ("A", "B"):
+            return {"Sequence": {"id": role, "type_id": int(number or 0)}}
+        name = names[role]
+        tokens[name] = {"id": name, "ids": [special[role]], "tokens": [name]}
+        return {"SpecialToken": {"id": name, "type_id": int(number or 0)}}
+
+    single, pair = ([part(word) for word in form.split()] for form in forms)
+    made = {"type": "TemplateProcessing", "single": single, "pair": pair}
+    whole["post_processor"] = made | {"special_tokens": tokens}
+    return json.dumps(whole, ensure_ascii=False)
 
 
 def _bytes_text(tokenizer: ByteTokenizer) -> str:

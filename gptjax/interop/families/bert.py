@@ -192,6 +192,7 @@ def bert(name: str, prefix: str, architecture: str, read, write, rows) -> Family
         told=bert_told,
         copies=(("cls.predictions.decoder.bias", "head_bias"),),
         older=OLDER,
+        around="bert",
     )
 
 
@@ -309,4 +310,5 @@ ROBERTA = Family(
     told=roberta_told,
     copies=(("lm_head.decoder.bias", "head_bias"),),
     older=OLDER[:2],
+    around="roberta",
 )

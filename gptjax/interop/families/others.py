@@ -220,4 +220,5 @@ XLNET = Family(
     ),
     alias="lm_loss.weight",
     zeros=xlnet_zeros,
+    around="xlnet",
 )
