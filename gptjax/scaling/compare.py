@@ -18,7 +18,7 @@ from gptjax.scaling.laws.fit import Fit
 from gptjax.scaling.laws.intervals import Interval
 from gptjax.scaling.laws.isoflop import SAME_BUDGET
 from gptjax.scaling.laws.optimum import Cost
-from gptjax.scaling.resampling import fewest, resample, too_few
+from gptjax.scaling.resampling import fewest, matched, resample, too_few
 from gptjax.scaling.table import Runs
 
 RESOURCES = ("flops", "parameters", "seconds", "bytes", "tokens")
@@ -152,6 +152,8 @@ def compare_runs(
         remarks += [f"{name}: {flag}" for flag in fit.flags]
         if exponents == "auto":
             remarks.append(f"{name}: {fit.law.exponents} exponents have the lower corrected AIC")
+    if matched(list(tables.values())) is not None:
+        remarks.append("runs match in size and budget, and are drawn together for the intervals")
     return Comparison(
         tables=tables,
         reference=reference,

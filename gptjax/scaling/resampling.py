@@ -1,4 +1,4 @@
-"""Redrawn runs of a comparison: each sweep's own, within its planned budgets."""
+"""Redrawn runs of a comparison: each sweep's own, or matched ones together, within budgets."""
 
 import numpy as np
 
@@ -6,6 +6,8 @@ from gptjax.scaling.laws.fit import Fit
 from gptjax.scaling.laws.intervals import Refits
 from gptjax.scaling.laws.isoflop import SAME_BUDGET, same_budgets
 from gptjax.scaling.table import Runs
+
+SAME_SIZE = 0.01  # of log N: of one design, though an architecture adds a norm or a bias
 
 
 def too_few(fit: Fit, tables: dict[str, Runs]) -> list[str]:
@@ -18,21 +20,43 @@ def fewest(fit: Fit) -> int:
     return 2 * len(fit.law.of) + 1
 
 
+def matched(tables: list[Runs]) -> list[np.ndarray] | None:
+    """The rows of every table in the order of the first one's; None where they do not match.
+
+    They do where each run has one partner of its size and budget in every other table.
+    """
+    keys = [np.log([runs.parameters, runs.flops]) for runs in tables]
+    found = []
+    for other in keys:
+        if other.shape != keys[0].shape:
+            return None
+        near = np.abs(keys[0][:, :, None] - other[:, None, :])
+        alike = (near[0] < SAME_SIZE) & (near[1] < SAME_BUDGET)
+        if not ((alike.sum(0) == 1).all() and (alike.sum(1) == 1).all()):
+            return None
+        found.append(alike.argmax(1))
+    return found
+
+
 def resample(fit: Fit, tables: list[Runs], resamples: int, seed: int) -> np.ndarray:
     """[resamples, P]: refits to runs drawn with replacement within each budget of each sweep.
 
     Budgets were planned and did not turn out: a draw that lacks one would tell of another design.
     Residuals about a fit are smaller than the noise by the parameters that followed it, and draws
     of a small table that hold enough different runs vary less than free ones; both widen the draws
-    about the estimate.
+    about the estimate. Matched runs are drawn together: what a law gets wrong of a size and a
+    budget it gets wrong of all architectures, and a gain is between them.
     """
     random = np.random.default_rng(seed)
     refit = Refits(fit)
-    strata = [_strata(runs) for runs in tables]
+    order = matched(tables)
+    strata = [_strata(runs) for runs in (tables if order is None else tables[:1])]
     counts = [
         np.stack([_draw(groups, fewest(fit), random) for _ in range(resamples)])
         for groups in strata
     ]
+    if order is not None:
+        strata, counts = strata * len(tables), [counts[0][:, np.argsort(rows)] for rows in order]
     raws = np.array([refit(row) for row in np.concatenate(counts, axis=1)])
     runs = len(fit.runs)
     widen = np.sqrt(runs / max(runs - refit.free, 1))

@@ -8,6 +8,7 @@ import pytest
 from gptjax.errors import BadInput
 from gptjax.scaling.compare import compare_runs
 from gptjax.scaling.joint import JointPower
+from gptjax.scaling.resampling import matched
 from gptjax.scaling.table import Runs
 
 BUDGETS = (4e15, 1.6e16, 6.4e16, 2.56e17)
@@ -185,3 +186,23 @@ def test_one_budget_has_no_gain_in_flops():
     assert "flops" not in found.fits
     assert "no gain in flops: it is the same in every run of a, b" in found.remarks
     assert not any("nan" in gain.verdict for gain in found.gains)
+
+
+def test_matched_runs_are_drawn_together():
+    """What no law says of a size and a budget is the same in both, and blurs no gain."""
+    tables = [isoflops(), isoflops(1.5, seed=1)]
+    bent = [
+        dataclasses.replace(runs, loss=runs.loss * np.exp(0.03 * np.sin(3 * np.log(runs.tokens))))
+        for runs in tables
+    ]
+    flipped = bent[1].select(np.arange(len(bent[1]))[::-1])
+    rows = matched([bent[0], flipped])
+    assert rows[1].tolist() == list(range(len(flipped)))[::-1]
+    larger = dataclasses.replace(bent[1], parameters=bent[1].parameters * 1.05)
+    assert matched([bent[0], larger]) is None and matched([bent[0], ladder()]) is None
+    found = compare_runs({"a": bent[0], "b": flipped}, resamples=40, exponents="shared")
+    assert any("drawn together" in remark for remark in found.remarks)
+    apart = compare_runs({"a": bent[0], "b": larger}, resamples=40, exponents="shared")
+    assert not any("drawn together" in remark for remark in apart.remarks)
+    narrow, wide = (one.gains[0].at for one in (found, apart))
+    assert 1.5 in narrow and narrow.high / narrow.low < 0.8 * wide.high / wide.low
