@@ -18,14 +18,27 @@ half the FLOPs, since a byte passes one of its sides, so it sees nearly twice th
 import dataclasses
 
 from experiments.scaling import BYTES, byte_run
-from gptjax import Analysis, EncoderDecoderConfig, Experiment, PrefixLM, Sweep, register
+from gptjax import (
+    Analysis,
+    EncoderDecoderConfig,
+    Experiment,
+    NextToken,
+    PrefixLM,
+    Sweep,
+    register,
+)
 from gptjax.models.config import TransformerConfig
 from gptjax.objectives import Objective
 from gptjax.scaling.planner import Rates
 from gptjax.sweeps.grid import Grid, override, rows, values
 
 LENGTH = 128
-BUDGETS = {6e10: (16, 24, 32), 2.4e11: (16, 24, 32, 48), 9.6e11: (24, 32, 48)}
+BUDGETS = {
+    6e10: (16, 24, 32),
+    2.4e11: (16, 24, 32, 48),
+    9.6e11: (24, 32, 48),
+    1.92e12: (32, 48),
+}
 HALVES = {"low": 0.5, "high": 0.5}
 DECODER = dataclasses.replace(BYTES, num_layers=4)
 SIDES = EncoderDecoderConfig(
@@ -54,7 +67,7 @@ def at_budget(base: Experiment, width: int, flops: float) -> dict[str, object]:
 
 
 def budgets(base: Experiment) -> Grid:
-    """Three budgets a factor 4 apart, ten runs; the rate falls with the width."""
+    """Twelve runs over four budgets; the rate falls with the width."""
     rates = Rates(lr=base.optim.lr, reference_width=32, lr_exponent=-1.0)
     found = []
     for flops, widths in BUDGETS.items():
@@ -106,6 +119,21 @@ def family_encoder_decoder() -> Sweep:
     python experiments/run.py --exp=family_encoder_decoder
     """
     return _compared("family_encoder_decoder", SIDES, BOTH)
+
+
+@register
+def family_next_token() -> Sweep:
+    """The causal decoder trained to predict the first half of a window too, which costs it no more.
+
+    Its loss is that of whole windows, another task. On what follows the prefix:
+
+    run = gptjax.load("runs/family_next_token/points/POINT")
+    experiment = dataclasses.replace(run.experiment, objective=CAUSAL)
+    dataclasses.replace(run, experiment=experiment).evaluate()
+
+    python experiments/run.py --exp=family_next_token
+    """
+    return _compared("family_next_token", DECODER, NextToken())
 
 
 @register
