@@ -1,4 +1,7 @@
-"""Configs as trees of dotted names: flat, compared, listed."""
+"""Configs as trees of dotted names: flat, compared, listed.
+
+The parts of a list stand under their numbers: `objective.denoisers.0.rate`.
+"""
 
 import dataclasses
 
@@ -7,6 +10,8 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     """`{"model.d_model": 128, ...}` from a nested dict."""
     flat = {}
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
@@ -36,6 +41,26 @@ def field_names(config, prefix: str = "") -> list[str]:
         part = f.type if isinstance(config, type) else getattr(config, f.name)
         if dataclasses.is_dataclass(f.type):
             names += field_names(part, f"{prefix}{f.name}.")
+        elif is_list(part):
+            for number, one in enumerate(part):
+                names += field_names(one, f"{prefix}{f.name}.{number}.")
         else:
             names.append(prefix + f.name)
     return names
+
+
+def is_list(value: object) -> bool:
+    """Whether a field's value is a list of parts that have fields of their own."""
+    every = isinstance(value, tuple) and all(map(dataclasses.is_dataclass, value))
+    return every and len(value) > 0
+
+
+def list_lengths(names: list[str]) -> dict[str, int]:
+    """The lists among dotted field names, by their own names, with how many parts each has."""
+    found: dict[str, int] = {}
+    for name in names:
+        words = name.split(".")
+        for place, word in enumerate(words):
+            if word.isdecimal():
+                found[".".join(words[:place])] = int(word) + 1
+    return found

@@ -5,8 +5,9 @@ for them that are in use: `--model.widht` is near `width`, which is `model.d_mod
 """
 
 import difflib
+import re
 
-from gptjax.config_tree import field_names
+from gptjax.config_tree import field_names, list_lengths
 from gptjax.errors import BadInput
 from gptjax.experiment import Experiment
 
@@ -63,6 +64,7 @@ SYNONYMS = {
 def nearest_fields(name: str, count: int = 3, of=Experiment) -> list[str]:
     """The dotted fields most like `name`, best first; empty when none is close.
 
+    Of parts of a list that have the field alike there is one, the first unless `name` says which.
     of: an experiment, whose model and objective have fields of their own.
     """
     part, _, last = name.lower().rpartition(".")
@@ -71,10 +73,15 @@ def nearest_fields(name: str, count: int = 3, of=Experiment) -> list[str]:
         words = [field.rpartition(".")[2], *SYNONYMS.get(field, "").split()]
         best = max(difflib.SequenceMatcher(None, last, word).ratio() for word in words)
         if best >= ENOUGH:
-            likeness[field] = best + SAME_PART * (field.rpartition(".")[0] == part)
+            there = field.rpartition(".")[0]
+            same = (there == part) + (_unnumbered(there) == _unnumbered(part))
+            likeness[field] = best + SAME_PART * same / 2
     best = max(likeness.values(), default=0.0)
     near = [field for field, how in likeness.items() if best - how < MARGIN]
-    return sorted(near, key=lambda field: -likeness[field])[:count]
+    first: dict[str, str] = {}
+    for field in sorted(near, key=lambda field: -likeness[field]):
+        first.setdefault(_unnumbered(field), field)
+    return list(first.values())[:count]
 
 
 def unknown_field(name: str, of=Experiment) -> BadInput:
@@ -87,6 +94,15 @@ def unknown_field(name: str, of=Experiment) -> BadInput:
             f"'{name}' is a part with fields of its own; give one of them, such as "
             f"--{inside[0]}=..., --help lists them all"
         )
+    for many, count in list_lengths(known).items():
+        number, _, rest = name.removeprefix(f"{many}.").partition(".")
+        if name.startswith(f"{many}.") and number.isdecimal() and int(number) >= count:
+            last = [field for field in known if field.startswith(f"{many}.{count - 1}.")]
+            meant = next((field for field in last if field.endswith(f".{rest}")), last[0])
+            return BadInput(
+                f"unknown field '{name}'; '{many}' has {count} parts, 0 to {count - 1}: did you "
+                f"mean '{meant}'?"
+            )
     near = nearest_fields(name, of=of)
     if near:
         meant = f"did you mean {' or '.join(repr(field) for field in near)}?"
@@ -97,3 +113,8 @@ def unknown_field(name: str, of=Experiment) -> BadInput:
         lasts = ", ".join(field.removeprefix(f"{part}.") for field in inside)
         return BadInput(f"unknown field '{name}'; '{part}' has {lasts}")
     return BadInput(f"unknown field '{name}'; --help lists them all")
+
+
+def _unnumbered(name: str) -> str:
+    """A dotted name without the numbers of parts of a list."""
+    return re.sub(r"\.\d+(?=\.|$)", "", name)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gptjax import registry
-from gptjax.command_line import main
+from gptjax import UL2, registry
+from gptjax.command_line import main, override
 from gptjax.run_folder import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,6 +247,20 @@ def test_dry_run_measures_small_models(capsys, tmp_path, monkeypatch, small):
     assert main([*small, "--dry-run"]) == 0
     assert "measured over 3 steps" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_list_are_set_by_their_numbers(capsys):
+    given = ("--objective.denoisers.0.rate=0.2", "--objective.denoisers.6.share", "2")
+    made = override(registry.get("ul2_quick"), given).objective.denoisers
+    assert (made[0].rate, made[6].share, made[1:6]) == (0.2, 2.0, UL2().denoisers[1:6])
+    for argument, words in {
+        "--objective.denoisers.7.rate=0.2": "has 7 parts, 0 to 6",
+        "--objective.denoisers.0.mode=Q": "'R', 'S', 'X'",
+        "--objective.denoisers.0.rate=1.5": "objective.denoisers.0.rate is 1.5",
+    }.items():
+        assert main(["--exp=ul2_quick", argument, "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_overrides_reach_the_run(small, tmp_path, capsys):

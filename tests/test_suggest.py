@@ -2,6 +2,7 @@
 
 import pytest
 
+from gptjax import registry
 from gptjax.config_tree import field_names
 from gptjax.experiment import Experiment
 from gptjax.suggest import SYNONYMS, nearest_fields, unknown_field
@@ -31,6 +32,22 @@ def test_the_nearest_fields_of_a_name(names, fields):
 
 def test_the_table_names_fields_that_exist():
     assert set(SYNONYMS) <= set(field_names(Experiment))
+
+
+def test_parts_of_a_list_have_numbers():
+    run = registry.get("ul2_quick")
+    names = [name for name in field_names(run) if name.startswith("objective.denoisers")]
+    assert names[0] == "objective.denoisers.0.mode" and names[-1] == "objective.denoisers.6.share"
+
+    def said(name):
+        return str(unknown_field(f"objective.{name}", run))
+
+    assert "has 7 parts, 0 to 6: did you mean 'objective.denoisers.6.rate'" in said(
+        "denoisers.9.rate"
+    )
+    assert "mean 'objective.denoisers.2.rate'" in said("denoisers.2.rat")
+    assert "mean 'objective.denoisers.0.rate'" in said("denoisers.rate")
+    assert "is a part with fields" in said("denoisers.3")
 
 
 def test_what_is_said():

@@ -75,7 +75,7 @@ def _rest(point: Point, field: str) -> dict[str, object]:
     return {
         name: value
         for name, value in flat.items()
-        if name not in ("name", field) and not name.startswith(apart)
+        if name not in ("name", field) and not name.startswith((*apart, f"{field}."))
     }
 
 
@@ -101,7 +101,10 @@ def _budgets(points: list[Point], field: str, grouped: bool) -> list[tuple[str, 
 
 def value_of(point: Point, field: str) -> str:
     """What a point has in the field, as text."""
-    return str(flatten(point.experiment.to_json())[field])
+    value = point.experiment.to_json()
+    for part in field.split("."):
+        value = value[int(part) if isinstance(value, list) else part]
+    return str(value)
 
 
 def reference_of(points, analysis: Analysis) -> str:

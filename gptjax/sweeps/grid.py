@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gptjax.config_tree import field_names
+from gptjax.config_tree import field_names, list_lengths
 from gptjax.errors import BadInput
 from gptjax.experiment import Experiment
 from gptjax.suggest import unknown_field
@@ -143,6 +143,7 @@ def subsample(grid: Grid, count: int, seed: int = 0) -> Grid:
 def override(experiment: Experiment, row: Mapping[str, object]) -> Experiment:
     """The experiment with a row's fields replaced; BadInput names a field that does not exist."""
     known = field_names(experiment)
+    known += list_lengths(known)  # a list may be replaced whole
     for name, value in row.items():
         if name not in known or name == "name":
             raise unknown_field(name, experiment)
@@ -152,6 +153,9 @@ def override(experiment: Experiment, row: Mapping[str, object]) -> Experiment:
 
 def _replace(config, path: list[str], value):
     first, *rest = path
+    if isinstance(config, tuple):
+        place = int(first)
+        return (*config[:place], _replace(config[place], rest, value), *config[place + 1 :])
     if rest:
         value = _replace(getattr(config, first), rest, value)
     elif isinstance(value, list):

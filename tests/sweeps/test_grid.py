@@ -1,12 +1,16 @@
 """The algebra of grids, and what a sweep makes of its rows."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from gptjax import DataConfig, DecoderConfig, Experiment, TrainConfig
+from gptjax import UL2, DataConfig, DecoderConfig, EncoderDecoderConfig, Experiment, TrainConfig
+from gptjax.config_tree import differences
 from gptjax.errors import BadInput
+from gptjax.objectives.denoisers import Denoiser
+from gptjax.sweeps.alike import value_of
 from gptjax.sweeps.grid import Grid, chain, override, product, rows, subsample, values, zipped
 from gptjax.sweeps.sweep import Analysis, Sweep, identity
 
@@ -126,3 +130,18 @@ def test_sweeps_that_cannot_be_are_refused():
         Sweep("s", BASE, SEEDS, Analysis(predict=("soon",))).validate()
     with pytest.raises(BadInput, match=r"analysis\.loss"):
         Sweep("s", BASE, SEEDS, Analysis(loss="los")).validate()
+
+
+def test_parts_of_a_list_are_fields_of_a_grid():
+    base = dataclasses.replace(BASE, model=EncoderDecoderConfig(context_length=32), objective=UL2())
+    made = [override(base, row) for row in values("objective.denoisers.1.rate", 0.2, 0.4)]
+    assert [one.objective.denoisers[1].rate for one in made] == [0.2, 0.4]
+    assert made[0].objective.denoisers[2:] == UL2().denoisers[2:]
+    points = [SimpleNamespace(experiment=one) for one in made]
+    assert [value_of(one, "objective.denoisers.1.rate") for one in points] == ["0.2", "0.4"]
+    assert differences(*(one.to_json() for one in made)) == [
+        "objective.denoisers.1.rate: 0.2 -> 0.4"
+    ]
+    whole = override(base, {"objective.denoisers": (Denoiser("S", 0.25),)})
+    assert len(whole.objective.denoisers) == 1
+    assert len(value_of(SimpleNamespace(experiment=whole), "objective.denoisers")) > 2
