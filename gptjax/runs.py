@@ -309,8 +309,13 @@ def _report(figures: dict, workdir: Path, seconds: float) -> None:
 def in_short(figures: dict) -> str:
     """The validation figures of a run in a few words."""
     said = f"validation {figures['validation_loss']:.4f} nats/token"
+    bits = ""
     if "bits_per_byte" in figures:
-        said += f" = {figures['bits_per_byte']:.4f} bits/byte"
+        bits = f" = {figures['bits_per_byte']:.4f} bits/byte"
+    if "validation_next_loss" in figures:
+        hidden, following = (figures[f"validation_{part}_loss"] for part in ("masked", "next"))
+        bits = f" (hidden tokens {hidden:.4f}, next tokens {following:.4f}{bits})"
+    said += bits
     if "validation_row_accuracy" in figures:
         said += f", {figures['validation_row_accuracy']:.1%} of the rows in the right class"
     return said
