@@ -317,7 +317,7 @@ USUAL = {
     "t5": {"decoder_start_token_id": 0, "eos_token_id": 1},
     "bart": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
 }
-USUAL |= {"mt5": USUAL["t5"], "umt5": USUAL["t5"]}
+USUAL |= dict.fromkeys(("mt5", "umt5", "switch_transformers"), USUAL["t5"])
 
 
 def _settings(source: str, special: dict[str, int]) -> dict:

@@ -24,6 +24,7 @@ from gptjax.interop.wholefolder import written_whole
 from gptjax.models.config import TransformerConfig
 from gptjax.training.workdir import storage_failure
 
+NO_ROW = "has no parameter like"  # how a family says that it lacks a part
 BIASES = ("biases", "embedding.head_bias")  # fields of what may be written as zeros
 SHARD = 5_000_000_000  # bytes: larger checkpoints are written in several files
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -109,6 +110,8 @@ def choose(config: TransformerConfig, name: str = "") -> Family:
             f"family is {name!r}{did_you_mean(name, FAMILIES)} (known: {', '.join(FAMILIES)})"
         )
     fit = [f for f in FAMILIES.values() if (f.name == name if name else config.kind in f.kinds)]
+    if not fit:
+        raise BadInput(f"no family of checkpoints has models of kind {config.kind}")
     tried = {f.name: _misses(f, config) for f in fit}
     for found, misses in tried.items():
         if not misses:
@@ -120,6 +123,8 @@ def choose(config: TransformerConfig, name: str = "") -> Family:
     every = list(tried.values())
     everywhere = [field for field in every[0] if all(field in misses for misses in every)]
     nearest = min(tried, key=lambda found: len(tried[found]))
+    if len(tried[nearest]) == len(function_of(config)):
+        raise BadInput(_unsayable(config, fit))
     if name:
         lost = _said(config, tried[name])
         raise BadInput(f"{name} has no {lost}; without --family the fitting one is looked for")
@@ -133,6 +138,18 @@ def choose(config: TransformerConfig, name: str = "") -> Family:
         f"no family of checkpoints has {_said(config, everywhere)} (nearest: {nearest}, but for "
         f"{rest})"
     )
+
+
+def _unsayable(config: TransformerConfig, families: list[Family]) -> str:
+    """Why none of them can say a model: what its parts are, rather than that it has none."""
+    reasons = []
+    for family in families:
+        try:
+            _as_read(family, config)
+        except BadInput as error:
+            reasons.append(str(error))
+    told = [reason for reason in reasons if NO_ROW not in reason] or reasons
+    return f"no family of checkpoints can say this model: {told[0]}"
 
 
 def _said(config: TransformerConfig, fields: list[str]) -> str:

@@ -168,7 +168,7 @@ def test_on_a_mesh(config, given):
         (T5, Given(ids(1, 0), source=[99]), "token 99 of the source"),
         (T5, Given(ids(1, 0), source=ids(3, 0), prefix=1), "a prefix is of decoders"),
         (BART, Given(ids(1, 0), source=ids(41, 0)), "a source of 41 tokens"),
-        (GLM, SOURCES[0], "a decoder has no encoder"),
+        (GLM, SOURCES[0], "this model has no encoder"),
         (GLM, Given(ids(3, 0), prefix=4), "a prefix of 4"),
         (
             DecoderConfig(**SMALL, attention=AttentionConfig("window:4")),

@@ -17,6 +17,7 @@ from gptjax.interop.__main__ import main
 from gptjax.interop.exporting import choose
 from gptjax.interop.families import FAMILIES
 from gptjax.interop.wholefolder import _held
+from gptjax.models import presets
 from gptjax.models.config import (
     AttentionConfig,
     DecoderConfig,
@@ -78,6 +79,20 @@ def test_a_config_that_no_family_has_is_one_line(config, line):
     with pytest.raises(BadInput, match=line) as error:
         choose(config)
     assert "\n" not in str(error.value) and "nearest" in str(error.value)
+
+
+def test_a_part_that_no_family_can_say_is_named_alone():
+    config = presets.switch()
+    with pytest.raises(BadInput, match=r"has model\.experts\.capacity = 1\.25 \(nearest: switch"):
+        choose(config)
+    experts = dataclasses.replace(config.experts, capacity=0.0)
+    assert choose(dataclasses.replace(config, experts=experts)).name == "switch_transformers"
+    other = dataclasses.replace(experts, every=3)
+    with pytest.raises(BadInput, match=r"such as in every second") as error:
+        choose(dataclasses.replace(config, experts=other))
+    assert "vocab_size" not in str(error.value)
+    with pytest.raises(BadInput, match="no family of checkpoints has models of kind task_modules"):
+        choose(presets.ernie3("10b"))
 
 
 def test_biases_that_a_family_has_besides_are_zeros(folder, tmp_path):
