@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from gptjax.ops.attention import aligned
-from gptjax.ops.masked import masked_attention
+from gptjax.ops.distances import Distances
+from gptjax.ops.masked import Terms, masked_attention, strips_of
 from gptjax.ops.patterns import Pattern
 from gptjax.ops.shards import on_shards
 
@@ -37,6 +38,14 @@ class DistanceKeys(NamedTuple):
     def query(self, q_BTHK):
         """The queries that meet keys of content."""
         return q_BTHK + self.content_HK[None, None]
+
+    def terms(self, queries: int, keys: int, both: bool) -> Terms:
+        """What masked attention adds to the scores of queries at the end of so many keys."""
+        keys_LHK = self.keys_LHK
+        if not both:  # one column more, for the later keys of a strip, which are masked
+            keys_LHK = jnp.pad(keys_LHK[:keys][::-1], ((0, 1), (0, 0), (0, 0)))
+        distances = Distances(keys_LHK, self.distance_HK)
+        return Terms(distances=distances, content_HK=self.content_HK)
 
     def bias(self, q_BTHK, scale: float):
         """[B, H, T, L] in float32: what a query's score gets at every distance."""
@@ -64,14 +73,15 @@ class DistanceScores(NamedTuple):
         length, (_, heads, _, distances) = q_BTHK.shape[1], scores_1HTL.shape
         return jnp.broadcast_to(scores_1HTL, (1, heads, length, distances))
 
-    def pairs(self, length: int, both: bool):
-        """[1, H, T, T] in float32: of all pairs of whole rows; later keys as near ones, or both.
+    def terms(self, queries: int, keys: int, both: bool) -> Terms:
+        """What masked attention adds to the scores of queries at the end of so many keys.
 
-        A gather, which XLA does not make again for every row of a batch, as it would a shift.
+        Later keys have their own scores, or those of near ones. A gather, which XLA does not make
+        again for every row of a batch, as it would a shift.
         """
-        away = np.arange(length)[:, None] - np.arange(length)[None]
-        places = length - 1 - away if both else np.maximum(away, 0)
-        return jnp.take(self.scores_LH.T.astype(jnp.float32), places, axis=1)[None]
+        away = np.arange(keys - queries, keys)[:, None] - np.arange(keys)[None]
+        places = keys - 1 - away if both else np.maximum(away, 0)
+        return Terms(bias_HTS=jnp.take(self.scores_LH.T.astype(jnp.float32), places, axis=1))
 
 
 Relative = DistanceKeys | DistanceScores
@@ -82,29 +92,6 @@ def at_distances(bias_BHTL, apart_TS):
     away = jnp.clip(-apart_TS, 0, bias_BHTL.shape[-1] - 1)[None, None]
     shape = (*bias_BHTL.shape[:2], *apart_TS.shape)
     return jnp.take_along_axis(bias_BHTL, jnp.broadcast_to(away, shape), axis=-1)
-
-
-def _shifted(bias_BHTL, keys: int):
-    """The same for T queries at the end of S keys in a row, without a gather.
-
-    Rows are turned so that distances fall, then a column more lets every row of the reshaped array
-    start one place later (arXiv 1901.02860, appendix B). Pairs in the future get other numbers.
-    """
-    B, H, T, _ = bias_BHTL.shape
-    falling = bias_BHTL[..., :keys][..., ::-1]
-    padded = jnp.pad(falling, ((0, 0), (0, 0), (0, 0), (1, 0)))
-    return padded.reshape(B, H, keys + 1, T)[:, :, 1:].reshape(B, H, T, keys)
-
-
-def both_ways(bias_BHTL, keys: int):
-    """The same for as many queries as keys, and distances from keys - 1 down to 1 - keys."""
-    B, H, T, _ = bias_BHTL.shape
-    if keys == 1:
-        return bias_BHTL
-    bias_BHTL = jnp.broadcast_to(bias_BHTL, (B, H, T, 2 * keys - 1))
-    # Row t begins at column keys - 1 - t: a place earlier in each row of one column less.
-    flat = bias_BHTL.reshape(B, H, -1)[..., keys - 1 :]
-    return flat[..., : keys * (2 * keys - 2)].reshape(B, H, keys, -1)[..., :keys]
 
 
 def relative_attention(
@@ -146,22 +133,30 @@ def relative_attention(
         terms, rest = type(relative)(*rest[: len(relative)]), list(rest[len(relative) :])
         prefix = None if prefix_BT is None else rest.pop()
         segments = None if segments_BT is None else rest[-1]
-        at = np.arange(length)
-        mask = pattern.mask(at[:, None], at[None, :], length)[None]
-        if prefix is not None:
-            mask = mask | prefix[:, None, :]
+        mask, reads = None, None
         if memory:
             q, k, v, mask, segments = _cut(memory, q, k, v, *rest[:2], segments)
-        elif segments is not None:
-            segments = segments, segments
+            reads = mask.any(0)
+        else:
+            at = np.arange(length)
+            reads = pattern.mask(at[:, None], at[None, :], length)
+            mask = reads[None]
+            if prefix is not None:
+                mask, reads = mask | prefix[:, None, :], None
+            if segments is not None:
+                segments = segments, segments
         if segments is not None:
             mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])
-        if isinstance(terms, DistanceScores):
-            bias = terms.pairs(length, both)
-        else:
-            shifted = both_ways if both else _shifted
-            bias = shifted(terms.bias(q, scale), k.shape[1])
-        out = masked_attention(terms.query(q), k, v, jnp.asarray(mask), scale, bias)
+        queries, keys = q.shape[1], k.shape[1]
+        out = masked_attention(
+            q,
+            k,
+            v,
+            jnp.asarray(mask),
+            scale,
+            terms.terms(queries, keys, both),
+            strips_of(queries, keys, reads),
+        )
         return out.reshape(-1, out.shape[1] * (-(-length // memory) if memory else 1),
                            *out.shape[2:])[:, :length]  # fmt: skip
 

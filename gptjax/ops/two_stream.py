@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from gptjax.ops.attention import aligned
-from gptjax.ops.masked import masked_attention
-from gptjax.ops.relative import DistanceKeys, both_ways
+from gptjax.ops.distances import Distances
+from gptjax.ops.masked import Terms, masked_attention, strips_of
+from gptjax.ops.relative import DistanceKeys
 from gptjax.ops.shards import on_shards
 
 
@@ -65,22 +66,18 @@ def ranked_attention(
         own = dict(zip(rows, rest, strict=True))
         here = jnp.arange(length)
         at = own.get("at", jnp.broadcast_to(here, (q.shape[0], length)))
-        bias = terms.bias(q, scale)
-        if at_BP is None:
-            bias = both_ways(bias, length)
-        else:
-            index = length - 1 - at[:, None, :, None] + here[None, None, None]
-            index = jnp.broadcast_to(index, (*bias.shape[:3], length))
-            bias = jnp.take_along_axis(bias, index, axis=-1)
+        begins = None if at_BP is None else length - 1 - at
+        told = same = None
         if kinds is not None:
             told = scale * jnp.einsum(
-                "bphk,rhk->rbhp",
+                "bphk,rhk->bhpr",
                 q + kinds.relation_HK[None, None],
                 kinds.keys_RHK,
                 preferred_element_type=jnp.float32,
             )
             same = _of(own["types"], at)[:, :, None] == own["types"][:, None, :]
-            bias = bias + jnp.where(same[:, None], told[0][..., None], told[1][..., None])
+        distances = Distances(terms.keys_LHK, terms.distance_HK, begins)
+        added = Terms(None, told, same, distances, terms.content_HK)
         ranks = _of(own["order"], at)[:, :, None], own["order"][:, None, :]
         if at_BP is None:
             mask = ranks[1] <= ranks[0]
@@ -89,7 +86,8 @@ def ranked_attention(
             mask = (ranks[1] < ranks[0]) | ((ranks[1] == 0) & (ranks[0] == 0) & others)
         if "segments" in own:
             mask = mask & (_of(own["segments"], at)[:, :, None] == own["segments"][:, None, :])
-        return masked_attention(terms.query(q), k, v, mask, scale, bias)
+        strips = strips_of(q.shape[1], length)
+        return masked_attention(q, k, v, mask, scale, added, strips)
 
     return on_shards(run, tuple(specs), whole)(*arrays)
 
