@@ -152,8 +152,7 @@ def compare_runs(
         remarks += [f"{name}: {flag}" for flag in fit.flags]
         if exponents == "auto":
             remarks.append(f"{name}: {fit.law.exponents} exponents have the lower corrected AIC")
-    if matched(list(tables.values())) is not None:
-        remarks.append("runs match in size and budget, and are drawn together for the intervals")
+    remarks += _run_by_run(tables, reference)
     return Comparison(
         tables=tables,
         reference=reference,
@@ -167,6 +166,23 @@ def compare_runs(
         level=level,
         remarks=tuple(remarks),
     )
+
+
+def _run_by_run(tables: Mapping[str, Runs], reference: str) -> list[str]:
+    """The difference of losses where every run has a partner of its size and budget."""
+    rows = matched(list(tables.values()))
+    if rows is None:
+        return []
+    found = ["runs match in size and budget, and are drawn together for the intervals"]
+    loss = {k: runs.loss[at] for (k, runs), at in zip(tables.items(), rows, strict=True)}
+    for label in loss:
+        gap = loss[label] - loss[reference]
+        if label != reference:
+            found.append(
+                f"{label}: loss below that of {reference} in {(gap < 0).sum()} of {len(gap)} "
+                f"matched runs, {gap.mean():+.4f} in the mean, {gap.min():+.4f} to {gap.max():+.4f}"
+            )
+    return found
 
 
 def check(tables, reference, law: str, exponents: str, level, resamples, seed) -> None:
