@@ -61,7 +61,7 @@ def masked_attention(
 ):
     """[B, T, H, K] in q's dtype.
 
-    mask: bool [B or 1, T, S], None for all. strips: by default those of all keys. A query that
+    mask: bool [B or 1, T or 1, S], None for all. strips: by default those of all keys. A query that
     reads no key gets the mean of the values that its strip reaches.
     """
     dtype = q_BTHK.dtype
@@ -122,7 +122,8 @@ def _scores(factors: _Factors, terms: Terms, mask, strip: Strip):
         same = terms.same_BTS[None, :, start:stop, first:last]
         scores = scores + jnp.where(same, told[..., :1], told[..., 1:])
     if mask is not None:
-        scores = jnp.where(mask[None, :, start:stop, first:last], scores, FAR)
+        rows = mask if mask.shape[1] == 1 else mask[:, start:stop]  # one row may be of all queries
+        scores = jnp.where(rows[None, :, :, first:last], scores, FAR)
     return scores
 
 
