@@ -21,26 +21,26 @@ class TwoStreamAttention(Attention):
     """Attention of both streams, with the same weights."""
 
     @nn.compact
-    def __call__(self, x_BTD, g_BPD, inputs: Inputs, order_BT, types_BT, at_BP):
-        """What the layer adds to content [B, T, D] and to queries [B, P, D], or None for those."""
-        c, (D, T) = self.config, (x_BTD.shape[-1], x_BTD.shape[1])
+    def __call__(self, x_BND, inputs: Inputs, order_BT, types_BT, at_BP):
+        """What the layer adds to content and, behind it, queries: [B, T, D] or [B, T + P, D]."""
+        c, (D, T) = self.config, (x_BND.shape[-1], order_BT.shape[1])
         w_q, w_k, w_v = self.projections(D)
         terms = {
-            "relative": self.relative(x_BTD.dtype, inputs, T, both=True),
+            "relative": self.relative(x_BND.dtype, inputs, T, both=True),
             "types": self.relations() if c.embedding.types else None,
             "order_BS": order_BT,
             "types_BS": types_BT,
             "segments_BS": inputs.segments_BT,
             "scale": c.score_scale,
         }
+        q_BNHK, x_BTD = self.heads(x_BND, *w_q), x_BND[:, :T]
         k_BTGK, v_BTGK = self.heads(x_BTD, *w_k), self.heads(x_BTD, *w_v)
-        outs = [ranked_attention(self.heads(x_BTD, *w_q), k_BTGK, v_BTGK, **terms)]
-        if g_BPD is not None:
-            q_BPHK = self.heads(g_BPD, *w_q)
-            outs.append(ranked_attention(q_BPHK, k_BTGK, v_BTGK, at_BP=at_BP, **terms))
-        shapes = [out.shape[1] for out in outs]
-        both = self.output(jnp.concatenate(outs, 1), D)
-        return both[:, : shapes[0]], None if g_BPD is None else both[:, shapes[0] :]
+        out_BNHK = ranked_attention(q_BNHK[:, :T], k_BTGK, v_BTGK, **terms)
+        if x_BND.shape[1] > T:
+            q_BPHK = q_BNHK[:, T:]
+            out_BPHK = ranked_attention(q_BPHK, k_BTGK, v_BTGK, at_BP=at_BP, **terms)
+            out_BNHK = jnp.concatenate([out_BNHK, out_BPHK], 1)
+        return self.output(out_BNHK, D)
 
     def relations(self) -> TypeKeys:
         """What scores get from two places being of one type, or of two."""
@@ -59,19 +59,13 @@ class TwoStreamBlock(nn.Module):
     kind: LayerKind
 
     @nn.compact
-    def __call__(self, x_BTD, g_BPD, inputs, order_BT, types_BT, at_BP):
+    def __call__(self, x_BND, inputs, order_BT, types_BT, at_BP):
         c = self.config
         mix = TwoStreamAttention(c, self.rules, self.kind.pattern, name="attention")
         norms = [Norm(c, self.rules, name=f"{name}_norm") for name in ("attention", "mlp")]
         feed, drop = MLP(c, self.rules, name="mlp"), Dropout(c.dropout)
-        y_BTD, z_BPD = mix(x_BTD, g_BPD, inputs, order_BT, types_BT, at_BP)
-        T = x_BTD.shape[1]
-        if g_BPD is not None:  # all that follows is the same for each vector
-            x_BTD = jnp.concatenate([x_BTD, g_BPD], 1)
-            y_BTD = jnp.concatenate([y_BTD, z_BPD], 1)
-        x_BTD = norms[0](x_BTD + drop(y_BTD))
-        x_BTD = norms[1](x_BTD + drop(feed(x_BTD)))
-        return x_BTD[:, :T], None if g_BPD is None else x_BTD[:, T:]
+        x_BND = norms[0](x_BND + drop(mix(x_BND, inputs, order_BT, types_BT, at_BP)))
+        return norms[1](x_BND + drop(feed(x_BND)))
 
 
 class TwoStream(Stack):
@@ -92,7 +86,7 @@ class TwoStream(Stack):
         x_BTD = Dropout(c.dropout)(self.widened(self.vectors(table_VD, tokens_BT)))
         std = init_std(c, c.d_model)
         start_D = weight(self, "query_start", normal(std), (c.d_model,), ("embed",))
-        g_BPD, places = None, ("batch", "seq", None)
+        x_BND, places = x_BTD, ("batch", "seq", None)
         if order_BT is None:
             order_BT = place(jnp.zeros((B, T), jnp.int32), places[:2], self.rules)
         else:
@@ -101,15 +95,17 @@ class TwoStream(Stack):
                 at_BP = place(at_BP, places[:2], self.rules)
             shape = (B, at_BP.shape[1], c.d_model)
             g_BPD = place(jnp.broadcast_to(start_D[None, None], shape), places, self.rules)
+            # All but attention is the same for each vector: both go through it as one.
+            x_BND = jnp.concatenate([x_BTD, g_BPD], 1)
         inputs = Inputs(np.arange(T), segments_BT)
         block = TwoStreamBlock
         if c.remat != "none":
             block = nn.remat(block, policy=REMAT_POLICIES[c.remat])
         for i in range(c.num_layers):
             layer = block(c, self.rules, c.layer_kind(i), name=f"layer_{i}")
-            x_BTD, g_BPD = layer(x_BTD, g_BPD, inputs, order_BT, types_BT, at_BP)
-        h_BPD = g_BPD
-        if g_BPD is None:
+            x_BND = layer(x_BND, inputs, order_BT, types_BT, at_BP)
+        x_BTD, h_BPD = x_BND[:, :T], x_BND[:, T:]
+        if x_BND.shape[1] == T:
             h_BPD = x_BTD if at_BP is None else at_places(x_BTD, at_BP)
         h_BPD, head_VD, bias_V = self.headed(h_BPD, table_VD)
         return Output(h_BPD, head_VD, None, bias_V, states_BTD=x_BTD)
