@@ -26,7 +26,7 @@ from gptjax import (
 
 SIZES = {"vocab_size": 384, "d_model": 128, "num_heads": 2}
 MODERN = {"norm": "rmsnorm", "biases": "none", "tied_embeddings": False}
-# T5's unscaled scores and its initial weights are made for Adafactor: with Muon they learn slower.
+# T5's unscaled scores and its initial weights are made for Adafactor; Muon gets the usual ones.
 T5 = EncoderDecoderConfig(**SIZES, **MODERN, num_layers=3, positions="relative_bias", init="fan_in")
 
 
