@@ -20,7 +20,7 @@ from gptjax.ops.distances import Distances, Strip, at_columns, at_keys
 from gptjax.ops.shards import backend
 
 QUERIES = 64  # of a strip at least, where there are several
-STRIPS = 8  # at most so many: more waste less, but every one costs its start
+STRIPS = 4  # at most so many: more multiply less, but every one costs its start
 
 
 class Terms(NamedTuple):
