@@ -30,7 +30,8 @@ class TrainConfig:
     """How long, and what is written down on the way. Steps are optimizer updates."""
 
     tokens: int = 0  # the budget; steps follow from it
-    steps: int = 0  # above 0 it takes the place of the budget
+    steps: int = 0  # above 0 it takes the place of both budgets
+    flops: float = 0.0  # a budget by the ledger; above 0 it takes the place of tokens
     seed: int = 0
     log_every: int = 1
     eval_every: int = 0  # 0: ten times a run
@@ -49,8 +50,8 @@ class TrainConfig:
             value = getattr(self, f.name)
             if not isinstance(value, str) and value < 0:
                 raise BadInput(f"train.{f.name} is {value}; give 0 or more")
-        if not self.tokens and not self.steps:
-            raise BadInput("train.tokens and train.steps are both 0; give one of them")
+        if not (self.tokens or self.steps or self.flops):
+            raise BadInput("train.tokens, train.steps and train.flops are all 0; give one of them")
         if not 0 < self.sample_top_p <= 1:
             raise BadInput(f"train.sample_top_p is {self.sample_top_p}; give above 0, up to 1")
         if not self.log_every or not self.eval_batches:
@@ -105,9 +106,13 @@ class Experiment:
         sides = 2 if self.model.kind == "encoder_decoder" else 1
         return self.data.batch_size * (self.lengths.tokens + self.lengths.source) / sides
 
-    @property
+    @functools.cached_property  # as often
     def steps(self) -> int:
-        return self.train.steps or -(-self.train.tokens // self.tokens_per_step)
+        """As given; or whole ones nearest to the budget in FLOPs, or all that tokens begin."""
+        train = self.train
+        if train.flops and not train.steps:
+            return max(round(train.flops / self.step_flops.training), 1)
+        return train.steps or -(-train.tokens // self.tokens_per_step)
 
     @property
     def tokens(self) -> int:
@@ -162,6 +167,7 @@ class Experiment:
                 f"{self.model.vocab_size}; give --model.vocab_size="
                 f"{self.data.vocab_size + self.extra_ids}"
             )
+        self._check_flops()
         ids = {"bytes": 257, "symbols": symbols}.get(self.data.tokenizer, 0)
         self.check_vocabulary(self.data.vocab_size if trained else ids, self.extra_ids)
 
@@ -170,6 +176,15 @@ class Experiment:
         """Special tokens of the objective beyond the tokenizer's ids, as far as is known here."""
         brought = self.data.tokenizer == "file" or self.data.tokenizer_file
         return 0 if brought else len(set(self.roles) - set(AS_SEPARATOR))
+
+    def _check_flops(self) -> None:
+        flops = self.train.flops
+        if not flops or self.train.steps:
+            return
+        one = self.step_flops.training
+        if not one <= flops < one * 2**31:
+            found = "less than one step" if flops < one else "more than 2 ** 31 steps"
+            raise BadInput(f"train.flops = {flops:g} is {found} of {one:.4g} FLOPs of this run")
 
     def _check_objective(self) -> None:
         """Refuse what the objective and the model, or the data, cannot be together."""

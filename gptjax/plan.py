@@ -230,6 +230,7 @@ def settled(plan: Plan) -> dict[str, str]:
         "data.cache_dir": ("", cache_root(e.data)),
         "train.tokens": (0, e.tokens),
         "train.steps": (0, e.steps),
+        "train.flops": (0, f"{e.flops:.4g}"),
         "train.eval_every": (0, e.every("eval")),
         "train.checkpoint_every": (0, e.every("checkpoint")),
         "optim.warmup_steps": (0, warmup_length(e.optim, e.steps)),
@@ -257,8 +258,12 @@ def settled(plan: Plan) -> dict[str, str]:
     values = flatten(e.to_json())
     said = {n: f"{mark!r}: {text}" for n, (mark, text) in means.items() if values[n] == mark}
     said |= {n: f"{text} (derived)" for n, (mark, text) in follows.items() if values[n] == mark}
-    if e.train.steps and e.train.tokens:
-        said["train.tokens"] = f"{e.tokens} (by train.steps, in the place of {e.train.tokens})"
+    by = "train.steps" if e.train.steps else "train.flops"
+    if e.train.tokens and (e.train.steps or e.train.flops):
+        said["train.tokens"] = f"{e.tokens} (by {by}, in the place of {e.train.tokens})"
+    if e.train.flops:
+        place = f"by {by}, in the place of" if e.train.steps else "in whole steps, for"
+        said["train.flops"] = f"{e.flops:.4g} ({place} {e.train.flops:g})"
     if e.data.tokenizer in ("bytes", "symbols"):
         ids = 257 if e.data.tokenizer == "bytes" else e.data.symbols + 1
         said["data.vocab_size"] = f"{ids} (derived)"

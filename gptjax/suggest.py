@@ -39,6 +39,7 @@ SYNONYMS = {
     "data.corpus": "dataset data_set",
     "data.files": "file path paths input",
     "train.steps": "iterations iters max_iters max_steps num_steps total_steps updates",
+    "train.flops": "compute compute_budget flop",
     "train.eval_every": "eval_interval eval_steps",
     "train.checkpoint_every": "save_every save_interval save_steps",
     "train.sample_prompt": "prompt",

@@ -94,7 +94,7 @@ def refused(capsys, tmp_path, monkeypatch, cache_dir):
         ("--exp=quickstart --data.tokenizer=bpe --data.vocab_size=999", "--model.vocab_size=999"),
         ("--exp=quickstart --data.corpus=files", "needs data.files"),
         ("--exp=quickstart --data.corpus=pycoda", "did you mean 'pycode'"),
-        ("--exp=quickstart --train.tokens=0", "both 0"),
+        ("--exp=quickstart --train.tokens=0", "all 0"),
         ("--exp=quickstart --dry-run --mesh.tensor=16", "takes 16 .*there are 8; .*num_heads = 2"),
         ("--exp=quickstart --workdir=", "--workdir"),
         ("--exp=quickstart --workdir=~nobody-of-that-name/x", "home is not known"),

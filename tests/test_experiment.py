@@ -95,6 +95,20 @@ def test_steps_follow_from_tokens():
     assert changed(E, train={"tokens": 372}).steps == 1
 
 
+def test_steps_follow_from_flops():
+    """The nearest whole number; steps come before FLOPs, and FLOPs before tokens."""
+    one = E.step_flops.training
+    for flops, steps in ((1.4, 1), (7.4, 7), (7.6, 8)):
+        run = changed(E, train={"flops": flops * one})
+        run.validate()
+        assert run.steps == steps and run.flops == steps * one
+        assert Experiment.from_json(json.loads(json.dumps(run.to_json()))) == run
+    assert changed(E, train={"flops": 9e99, "steps": 5}).steps == 5
+    then = E.to_json()
+    del then["train"]["flops"]  # of before there was the field
+    assert Experiment.from_json(then) == E
+
+
 def test_every():
     assert E.every("eval") == 2 and E.every("checkpoint") == 2  # ten times in 27 steps
     assert changed(E, train={"steps": 3}).every("eval") == 1
@@ -152,7 +166,10 @@ def test_meshes_that_the_model_refuses():
             {"model": {"tied_embeddings": False, "embedding": EmbeddingConfig(outputs=10)}},
             "outputs = 10 leaves out some of the tokenizer's 257 ids",
         ),
-        ({"train": {"tokens": 0}}, "both 0"),
+        ({"train": {"tokens": 0}}, "are all 0"),
+        ({"train": {"flops": -1.0}}, "train.flops is -1.0; give 0 or more"),
+        ({"train": {"flops": 1e3}}, r"1000 is less than one step of \d\.\d+e\+09 FLOPs"),
+        ({"train": {"flops": 1e300}}, "is more than 2 .. 31 steps"),
         ({"train": {"steps": -1}}, "train.steps is -1"),
         ({"train": {"sample_top_p": 0.0}}, "sample_top_p"),
         ({"train": {"log_every": 0}}, "log_every"),

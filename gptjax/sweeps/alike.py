@@ -14,7 +14,10 @@ from gptjax.sweeps.sweep import FACTS, Analysis, Point
 
 SEEDS = ("train.seed", "data.seed")
 # What follows from a budget, and what a run says of itself.
-LENGTH = ("train.steps", "train.tokens", "train.eval_every", "train.checkpoint_every", "train.log_")
+LENGTH = (
+    *("train.steps", "train.tokens", "train.flops"),
+    *("train.eval_every", "train.checkpoint_every", "train.log_"),
+)
 SAME_BUDGET = 0.1  # in log of FLOPs: whole steps make equal budgets differ a little
 
 

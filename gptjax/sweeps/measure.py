@@ -150,6 +150,7 @@ def short_run(experiment: Experiment, steps: int) -> Experiment:
         experiment.train,
         tokens=0,
         steps=steps,
+        flops=0.0,
         seed=0,
         log_every=1,
         eval_every=1 << 30,

@@ -20,6 +20,8 @@ from gptjax.sweeps.grid import rows as rows_of
 
 LABEL = re.compile(r"[\w.+=-]{1,80}")
 FACTS = ("name", "group")  # what a row may say of a point beside its fields
+# Fields that came after the first sweeps: at these values no point gets another name.
+LATER = {"train.flops": 0}
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ class Sweep:
         try:
             experiment = override(self.base, fields)
             experiment.validate()
+            if "train.flops" in fields and fields["train.flops"] and experiment.train.steps:
+                raise BadInput(
+                    f"train.steps = {experiment.train.steps} takes the place of train.flops; give "
+                    "the base train.steps=0"
+                )
         except BadInput as error:
             raise BadInput(f"row {number} of sweep {self.name} ({label}): {error}") from None
         name = f"{label}-{identity(experiment)}"
@@ -198,6 +205,7 @@ def identity(experiment: Experiment, digits: int = 6) -> str:
     """Hex digits that change with everything that changes a run's results."""
     flat = flatten(experiment.to_json())
     kept = {k: v for k, v in flat.items() if k != "name" and not k.startswith(MAY_DIFFER)}
+    kept = {k: v for k, v in kept.items() if k not in LATER or v != LATER[k]}
     return digest(json.dumps(kept, sort_keys=True), digits)
 
 

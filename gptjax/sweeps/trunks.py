@@ -52,7 +52,8 @@ def _cooldown(experiment: Experiment) -> int:
 
 def _family(experiment: Experiment) -> str:
     """Equal for experiments that are the same but for their length and their cooldown."""
-    train = dataclasses.replace(experiment.train, tokens=0, steps=1, checkpoint_every=0)
+    alone = {"tokens": 0, "steps": 1, "flops": 0.0, "checkpoint_every": 0}
+    train = dataclasses.replace(experiment.train, **alone)
     optim = dataclasses.replace(experiment.optim, decay_fraction=0.0, final_lr=0.0)
     return identity(dataclasses.replace(experiment, train=train, optim=optim), digits=16)
 

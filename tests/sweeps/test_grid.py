@@ -1,18 +1,29 @@
 """The algebra of grids, and what a sweep makes of its rows."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from gptjax import UL2, DataConfig, DecoderConfig, EncoderDecoderConfig, Experiment, TrainConfig
-from gptjax.config_tree import differences
+from gptjax import (
+    UL2,
+    DataConfig,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    Experiment,
+    OptimConfig,
+    TrainConfig,
+)
+from gptjax.config_tree import MAY_DIFFER, differences, flatten
 from gptjax.errors import BadInput
 from gptjax.objectives.denoisers import Denoiser
-from gptjax.sweeps.alike import value_of
+from gptjax.sweeps.alike import alike, value_of
+from gptjax.sweeps.folder import matching
 from gptjax.sweeps.grid import Grid, chain, override, product, rows, subsample, values, zipped
-from gptjax.sweeps.sweep import Analysis, Sweep, identity
+from gptjax.sweeps.sweep import Analysis, Sweep, digest, identity
+from gptjax.sweeps.trunks import find_branches
 
 BASE = Experiment(
     name="base",
@@ -95,6 +106,32 @@ def test_a_name_changes_with_the_run_and_not_with_the_machine():
     other = dataclasses.replace(BASE, optim=dataclasses.replace(BASE.optim, lr=1e-4))
     elsewhere = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, fsdp=2), name="x")
     assert identity(other) != identity(BASE) == identity(elsewhere)
+
+
+def test_lengths_in_flops_of_a_grid():
+    """Points of one budget are alike, whatever their steps; nothing given is no other name."""
+    flat = flatten(BASE.to_json())
+    before = {k: v for k, v in flat.items() if not k.startswith((*MAY_DIFFER, "train.flops"))}
+    del before["name"]
+    assert identity(BASE) == digest(json.dumps(before, sort_keys=True))
+    budgets = values("train.flops", 1e9, 4e9)
+    with pytest.raises(BadInput, match=r"row 0.*train.steps = 3 takes the place of train.flops"):
+        _ = Sweep("s", BASE, budgets).points
+    base = dataclasses.replace(BASE, train=TrainConfig(tokens=9))
+    sweep = Sweep("s", base, WIDTHS * budgets, Analysis(laws=(), compare="model.d_model"))
+    sweep.validate()
+    assert sweep.points[1].name.startswith("d_model-16_flops-4000000000.0-")
+    for point in sweep.points:
+        half = point.experiment.step_flops.training / 2
+        assert abs(point.flops - point.row["train.flops"]) <= half
+    assert len(alike(sweep.points, "model.d_model")) == 2
+    assert matching("s", {p.name: p for p in sweep.points}, ("train.flops=4e9",)) == [
+        sweep.points[1].name,
+        sweep.points[3].name,
+    ]
+    wsd = dataclasses.replace(base, optim=OptimConfig(schedule="wsd", warmup_steps=2))
+    shared = Sweep("s", wsd, budgets, share_trunks=True)
+    assert len(find_branches({p.name: p for p in shared.points})) == 1
 
 
 def test_sweeps_that_cannot_be_are_refused():
