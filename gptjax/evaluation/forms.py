@@ -302,8 +302,10 @@ def form_of_checkpoint(config: TransformerConfig, tokenizer, source: str) -> For
         )
     start, end = settings["decoder_start_token_id"], settings["eos_token_id"]
     end = end[0] if isinstance(end, list) else end
-    before = (settings["bos_token_id"],) if settings.get("model_type") == "bart" else ()
-    more = {"start": start, "end": end, "before": before, "after": (end,)}
+    bart = settings.get("model_type") == "bart"
+    before = (settings["bos_token_id"],) if bart and settings["add_bos_token"] else ()
+    after = (end,) if settings["add_eos_token"] else ()
+    more = {"start": start, "end": end, "before": before, "after": after}
     sentinels = {}
     while (number := tokenizer.id_of(f"<extra_id_{len(sentinels)}>")) is not None:
         sentinels[f"<extra_id_{len(sentinels)}>"] = number
@@ -317,6 +319,7 @@ USUAL = {
     "t5": {"decoder_start_token_id": 0, "eos_token_id": 1},
     "bart": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
 }
+AROUND = {"add_bos_token": True, "add_eos_token": True}  # unless tokenizer_config.json says not
 USUAL |= dict.fromkeys(("mt5", "umt5", "switch_transformers"), USUAL["t5"])
 
 
@@ -326,8 +329,9 @@ def _settings(source: str, special: dict[str, int]) -> dict:
 
     folder = Path(source.partition(":")[2]).expanduser()
     found = {f"{role}_token_id": special[role] for role in ("bos", "eos") if role in special}
-    for name in ("config.json", "generation_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             told = read_json(folder / name)
+            told = {k: told[k] for k in AROUND if k in told} if "tokenizer" in name else told
             found |= {key: value for key, value in told.items() if value is not None}
-    return USUAL.get(found.get("model_type"), {}) | found
+    return USUAL.get(found.get("model_type"), {}) | AROUND | found

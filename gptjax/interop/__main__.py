@@ -46,6 +46,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _export(given) -> int:
+    from gptjax.evaluation.forms import form_of_checkpoint
     from gptjax.interop.exporting import check_out, choose, export
     from gptjax.interop.loading import SOURCES, load, open_checkpoint
 
@@ -56,13 +57,16 @@ def _export(given) -> int:
         choose(open_checkpoint(given.run).config, given.family)
         found = load(given.run)
         config, params, tokenizer = found.config, found.params, found.tokenizer
-        vocabulary = None
+        vocabulary = form = None
+        if config.kind == "encoder_decoder":
+            form = form_of_checkpoint(config, tokenizer, given.run)
     else:
         import gptjax
 
         trained = gptjax.load(given.run, step=given.step)
         config, params, tokenizer = trained.config, trained.params, trained.tokenizer
         vocabulary = trained.experiment.vocabulary(tokenizer)
+        form = trained.form if config.kind == "encoder_decoder" else None
     if tokenizer is not None and tokenizer.kind == "symbols":
         print("symbols have no tokenizer that others read: the model goes without", file=sys.stderr)
         tokenizer = None
@@ -73,6 +77,7 @@ def _export(given) -> int:
             given.out,
             tokenizer=tokenizer,
             vocabulary=vocabulary,
+            form=form,
             family=given.family,
             dtype=given.dtype,
         )

@@ -16,6 +16,7 @@ import numpy as np
 from gptjax.data.tokenizers import Tokenizer, export_tokenizer
 from gptjax.data.vocabulary import Vocabulary, vocabulary_of
 from gptjax.errors import BadInput, Trouble, did_you_mean
+from gptjax.evaluation.forms import Form
 from gptjax.interop.families import FAMILIES
 from gptjax.interop.family import Family
 from gptjax.interop.fields import Fields, function_of, setting, unlike
@@ -37,23 +38,29 @@ def export(
     *,
     tokenizer: Tokenizer | None = None,
     vocabulary: Vocabulary | None = None,
+    form: Form | None = None,
     family: str = "",
     dtype: str = "float32",
     shard_bytes: int = SHARD,
 ) -> Family:
     """Write a model into the folder `out`, which must not exist; the family it was written as.
 
-    vocabulary: the tokenizer's with the special tokens of the run's objective. BadInput names the
-    field that no family has, or that the one asked for has not.
+    vocabulary: the tokenizer's with the special tokens of the run's objective; form: how an
+    encoder-decoder is asked, of which the ids that begin and end its answers are written. BadInput
+    names the field that no family has, or that the one asked for has not.
     """
     from safetensors import SafetensorError
 
     out = check_out(out, dtype)
     chosen = choose(config, family)
     leaves = chosen.leaves(_with_biases(chosen, config))
-    ids = _special(config, tokenizer)
-    tree = chosen.written(config) | ids
+    if tokenizer is not None:
+        vocabulary = _named(chosen, config, tokenizer, vocabulary)
+    ids = _special(tokenizer, vocabulary)
     start = ids.get(f"{chosen.start}_token_id")
+    if form is not None and form.start >= 0:
+        ids["eos_token_id"], start = form.end, form.start
+    tree = chosen.written(config) | ids
     tree |= {} if start is None else {"decoder_start_token_id": start}
     _check_ids(chosen, config, tree)
     if config.kind == "encoder" and tree["architectures"][0].endswith("Model"):
@@ -67,21 +74,42 @@ def export(
                 start = {k: v for k, v in tree.items() if k == "decoder_start_token_id"}
                 _write_json(partial / "generation_config.json", ids | start)
             if tokenizer is not None:
-                if chosen.around:
-                    vocabulary = _with_ends(tokenizer, vocabulary)
-                export_tokenizer(tokenizer, partial, vocabulary=vocabulary, around=chosen.around)
+                ends = None  # a checkpoint's tokenizer says so itself
+                if form is not None and vocabulary is not None:
+                    ends = ("bos",) * bool(form.before) + ("eos",) * bool(form.after)
+                told = {"vocabulary": vocabulary, "around": chosen.around, "ends": ends}
+                export_tokenizer(tokenizer, partial, **told)
     except (OSError, SafetensorError) as error:
         reason = storage_failure(error) or getattr(error, "strerror", None) or error
         raise Trouble(f"cannot write {out}: {reason}") from error
     return chosen
 
 
-def _with_ends(tokenizer: Tokenizer, given: Vocabulary | None) -> Vocabulary:
-    """The vocabulary with those starts and ends of texts that the tokenizer itself has."""
-    found = vocabulary_of(tokenizer, ("cls", "sep", "mask", "pad"))
+def _named(
+    family: Family, config: TransformerConfig, tokenizer: Tokenizer, given: Vocabulary | None
+) -> Vocabulary | None:
+    """The vocabulary with those ends of texts that the tokenizer itself has, and with padding.
+
+    Padding of a run that has no token for it is what its rows were filled with, the separator,
+    unless the family makes another model of that. Decoders get none.
+    """
+    found = vocabulary_of(tokenizer, ("cls", "sep", "mask", "pad")) if family.around else None
+    if given is None and found is None:
+        return None
+    special = {} if found is None else found.special
+    special = special | ({} if given is None else given.special)
+    if "pad" not in tokenizer.special:
+        pad = special.pop("pad", None)
+        if pad is None and given is not None and config.kind != "decoder":
+            pad = given.id("pad")
+        padded = family.written(config) | ({} if pad is None else {"pad_token_id": pad})
+        if pad is not None and not unlike(
+            _as_read(family, config), _as_read(family, config, padded)
+        ):
+            special["pad"] = pad
     if given is None:
-        return dataclasses.replace(found, extra={})
-    return dataclasses.replace(given, special=found.special | given.special)
+        return dataclasses.replace(found, special=special, extra={})
+    return dataclasses.replace(given, special=special)
 
 
 def check_out(out: str | Path, dtype: str) -> Path:
@@ -197,11 +225,12 @@ def _with_biases(family: Family, config: TransformerConfig) -> TransformerConfig
     return dataclasses.replace(config, biases=biases or config.biases, embedding=embedding)
 
 
-def _special(config: TransformerConfig, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+def _special(tokenizer: Tokenizer | None, vocabulary: Vocabulary | None) -> dict[str, int | None]:
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
     if tokenizer is not None:
         ids = dict.fromkeys(ids, tokenizer.separator_id)
-        known = {f"{role}_token_id": n for role, n in tokenizer.special.items()}
+        special = tokenizer.special if vocabulary is None else vocabulary.special
+        known = {f"{role}_token_id": n for role, n in special.items()}
         ids |= {k: v for k, v in known.items() if k in (*ids, "pad_token_id")}
     return ids
 

@@ -9,11 +9,24 @@ pytest.importorskip("tokenizers")
 
 import tokenizers
 
-from gptjax import DataConfig, EncoderConfig, Experiment, MaskedLM, TrainConfig, TwoStreamConfig
+from gptjax import (
+    DataConfig,
+    Denoising,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    Experiment,
+    MaskedLM,
+    SpanCorruption,
+    TrainConfig,
+    TwoStreamConfig,
+)
 from gptjax.data.tokenizers import ByteTokenizer, byte_bpe, read_tokenizer
 from gptjax.data.tokenizers.export import export_tokenizer
-from gptjax.interop import export
-from gptjax.models.config import EmbeddingConfig
+from gptjax.evaluation.blanks import Asked, answers
+from gptjax.evaluation.forms import form_of, form_of_checkpoint
+from gptjax.evaluation.sampling import Sampling
+from gptjax.interop import export, load
+from gptjax.models.config import AttentionConfig, EmbeddingConfig
 from tests.interop.conftest import random_params
 
 SMALL = {"vocab_size": 300, "context_length": 32, "num_layers": 1, "d_model": 12, "num_heads": 2}
@@ -36,6 +49,21 @@ XLNET = TwoStreamConfig(
     activation="gelu_erf",
     biases="mlp",
     embedding=EmbeddingConfig(types=2, head_bias=True),
+)
+T5 = EncoderDecoderConfig(
+    **SMALL,
+    norm="rmsnorm",
+    activation="geglu",
+    biases="none",
+    positions="relative_bias",
+    attention=AttentionConfig(scale="one"),
+    tied_embeddings=False,
+)
+BART = EncoderDecoderConfig(
+    **SMALL,
+    block="post",
+    activation="gelu_erf",
+    embedding=EmbeddingConfig(norm=True, head_bias=True, position_offset=2),
 )
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "##s"]
 
@@ -125,3 +153,32 @@ def test_the_ends_of_a_tokenizer_json_stay(tmp_path):
     path.write_text(json.dumps(whole))
     exported(BERT, tmp_path / "out", tokenizer=read_tokenizer(tmp_path / "json"))
     assert read_back(tmp_path / "out", "one")[0] == ["[CLS]", "one"]
+
+
+@pytest.mark.parametrize(
+    ("config", "objective", "name"),
+    [(T5, SpanCorruption(), "t5"), (BART, Denoising(), "bart")],
+    ids=["t5", "bart"],
+)
+def test_an_exported_run_answers_as_before(config, objective, name, tmp_path):
+    """Bytes have no padding: the decoder began with the separator, and begins with it there."""
+    words, params = ByteTokenizer(), random_params(config)
+    form, out = form_of(config, objective, words, 24), tmp_path / "out"
+    ends = {"tokenizer": words, "vocabulary": form.vocabulary, "form": form}
+    assert exported(config, out, **ends) == name
+    settings = json.loads((out / "config.json").read_text())
+    generation = json.loads((out / "generation_config.json").read_text())
+    for role in ("pad", "eos", "decoder_start"):
+        assert settings[f"{role}_token_id"] == words.separator_id
+        assert role == "pad" or generation[f"{role}_token_id"] == words.separator_id
+    assert json.loads((out / "tokenizer_config.json").read_text())["pad_token"] == "<|separator|>"
+    again = load(f"hf:{out}")
+    theirs = form_of_checkpoint(again.config, again.tokenizer, f"hf:{out}")
+    blank, other = next(iter(form.blanks)), next(iter(theirs.blanks))
+    one = form.prompt(f"ab{blank}c", begin="none")
+    two = theirs.prompt(f"ab{other}c", begin="none")
+    assert form.source(one).tolist() == theirs.source(two).tolist()
+    greedy = Sampling(temperature=0.0)
+    one = answers(Asked(config, params, form), [one], 6, greedy)[0]
+    two = answers(Asked(again.config, again.params, theirs), [two], 6, greedy)[0]
+    assert one.tokens.tolist() == two.tokens.tolist()

@@ -19,7 +19,7 @@ for, are added to those.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,12 +57,13 @@ def export_tokenizer(
     *,
     vocabulary: Vocabulary | None = None,
     around: str = "",
+    ends: Collection[str] | None = None,
 ) -> None:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into `folder`.
 
     vocabulary: the tokenizer's with special tokens of a run; around: how a model of an `AROUND`
-    reads a text. BadInput for a tokenizer that cannot be written with the same ids, such as plain
-    symbols.
+    reads a text; ends: which of "bos" and "eos" stand around every text; None: as the tokenizer
+    says. BadInput for a tokenizer that cannot be written with the same ids, such as plain symbols.
     """
     folder = Path(folder)
     names, kept = {}, {}
@@ -88,12 +89,17 @@ def export_tokenizer(
         for role, number in (vocabulary.special | vocabulary.extra).items():
             if role in ROLES and role not in names and number in written:
                 special[role], names[role] = number, written[number]
+    if ends is not None:
+        kept = {**kept, "add_bos_token": "bos" in ends, "add_eos_token": "eos" in ends}
+        for role in ends if {"bos", "eos"} & names.keys() else ("bos", "eos"):
+            if role not in names:
+                special[role], names[role] = tokenizer.separator_id, separator
     added = {r: names[r] for r in ("bos", "eos") if kept.get(f"add_{r}_token") and r in names}
     if around and {"cls", "sep"} <= names.keys():
         text = _with_ends(text, AROUND[around], names, special)
         if ":" in AROUND[around][1]:  # releases since 5 give types only where they are told
             kept = {**kept, "model_input_names": INPUTS}
-    elif added:
+    elif added or (ends is not None and json.loads(text).get("post_processor") is not None):
         one = [word for word in ("bos", "A", "eos") if word in {*added, "A"}]
         two = [*one, *(f"{'B' if word == 'A' else word}:1" for word in one)]
         text = _with_ends(text, (" ".join(one), " ".join(two)), names, special, always=True)
