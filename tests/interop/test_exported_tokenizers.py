@@ -22,6 +22,7 @@ from gptjax import (
 )
 from gptjax.data.tokenizers import ByteTokenizer, byte_bpe, read_tokenizer
 from gptjax.data.tokenizers.export import export_tokenizer
+from gptjax.data.vocabulary import vocabulary_of
 from gptjax.evaluation.blanks import Asked, answers
 from gptjax.evaluation.forms import form_of, form_of_checkpoint
 from gptjax.evaluation.sampling import Sampling
@@ -143,6 +144,24 @@ def test_special_tokens_of_a_run_are_part_of_its_words(sentences, tmp_path):
     assert ids == [*words.encode("a").tolist(), vocabulary.id("mask")]
     assert written.vocab_size == vocabulary.total
     assert written.special["mask"] == vocabulary.id("mask")
+    assert written.special["pad"] == written.separator_id == words.separator_id
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "name", "number"),
+    [
+        (BERT, ByteTokenizer(), "<|separator|>", 256),
+        (BERT, byte_bpe([*"ab", "</s>", "[PAD]"], [], {"eos": 2}), "[PAD]", 3),
+        (ROBERTA, ByteTokenizer(), None, 1),  # of which the positions are derived
+    ],
+    ids=["separator", "own", "roberta"],
+)
+def test_texts_of_a_run_can_be_padded(config, words, name, number, tmp_path):
+    vocabulary = vocabulary_of(words, MaskedLM().roles(24))
+    exported(config, tmp_path / "out", tokenizer=words, vocabulary=vocabulary)
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        assert json.loads((tmp_path / "out" / file).read_text()).get("pad_token") == name
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == number
 
 
 def test_the_ends_of_a_tokenizer_json_stay(tmp_path):

@@ -85,6 +85,10 @@ def export_tokenizer(
     if vocabulary is not None:
         extra = vocabulary.extra.values()
         text = _with_tokens(text, {number: vocabulary.names[number] for number in extra})
+        if isinstance(tokenizer, HuggingFaceTokenizer):  # roles that the vocabulary alone has
+            known = {token["id"] for token in json.loads(text)["added_tokens"]}
+            plain = {n for role, n in vocabulary.special.items() if role in ROLES} - known
+            text = _with_tokens(text, {number: tokenizer.token(number) for number in sorted(plain)})
         written = {token["id"]: token["content"] for token in json.loads(text)["added_tokens"]}
         for role, number in (vocabulary.special | vocabulary.extra).items():
             if role in ROLES and role not in names and number in written:
