@@ -201,6 +201,7 @@ def write_up(run: OpenRun, state: TrainState) -> Result:
     sample = sample_of(experiment, dataset, state.params, loop.mesh)
     figures = {
         "experiment": experiment.name,
+        "objective": experiment.objective.kind,
         **final,
         **exact_figures(experiment.data, model_of(experiment.model).apply, state.params, loop.mesh),
         "unigram_nats": dataset.unigram_entropy if plain else dataset.target_entropy(run.rows),

@@ -101,6 +101,7 @@ def test_rows_carry_the_ledger(finished, tiny):
     held_out = [row for row in rows(finished.workdir) if "validation_loss" in row]
     assert [row["step"] for row in held_out] == [10, 20, 23]
     result = json.loads((finished.workdir / "result.json").read_text())
+    assert result["objective"] == finished.figures["objective"] == "next_token"
     assert result == json.loads(json.dumps(finished.figures))
     assert result["validation_loss"] == held_out[-1]["validation_loss"]
     # A token is a byte but for the separators, which cost nats and hold none.
