@@ -18,6 +18,8 @@ from gptjax.parallel.mesh import MeshConfig, check_mesh, make_mesh
 from gptjax.run_folder import load_experiment
 from gptjax.runs import say
 from gptjax.samples import sample_text
+from gptjax.scaling.flops import count_parameters
+from gptjax.training.metrics import short
 from gptjax.training.restore import restore_params
 from gptjax.training.state import abstract_params, param_specs
 from gptjax.training.step import make_eval_step
@@ -36,6 +38,12 @@ class Trained:
     params: Any
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
+
+    def __repr__(self) -> str:
+        """One line without the arrays."""
+        size = short(count_parameters(self.config).total)
+        name, kind = self.experiment.name, self.experiment.objective.kind
+        return f"<Trained {name}: {size} parameters, {kind}, from {self.workdir}>"
 
     @property
     def config(self) -> TransformerConfig:

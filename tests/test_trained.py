@@ -24,6 +24,10 @@ def run(tiny, tmp_path_factory):
 def test_a_loaded_run_is_the_run(run):
     trained = gptjax.load(run.workdir)
     assert trained.config.vocab_size == 320 and trained.tokenizer.kind == "bpe"
+    parameters = run.figures["parameters"] / 1e3
+    assert repr(trained) == (
+        f"<Trained tiny: {parameters:.3g}k parameters, next_token, from {run.workdir}>"
+    )
     assert trained.generate("def ", 8) == run.sample
     greedy = trained.generate("def ", 4, temperature=0)
     assert greedy.startswith("def ") and greedy == trained.generate("def ", 4, temperature=0)
