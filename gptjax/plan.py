@@ -230,7 +230,7 @@ def settled(plan: Plan) -> dict[str, str]:
         "data.cache_dir": ("", cache_root(e.data)),
         "train.tokens": (0, e.tokens),
         "train.steps": (0, e.steps),
-        "train.flops": (0, f"{e.flops:.4g}"),
+        "train.flops": (0, f"{e.flops:.5g}"),
         "train.eval_every": (0, e.every("eval")),
         "train.checkpoint_every": (0, e.every("checkpoint")),
         "optim.warmup_steps": (0, warmup_length(e.optim, e.steps)),
@@ -263,7 +263,7 @@ def settled(plan: Plan) -> dict[str, str]:
         said["train.tokens"] = f"{e.tokens} (by {by}, in the place of {e.train.tokens})"
     if e.train.flops:
         place = f"by {by}, in the place of" if e.train.steps else "in whole steps, for"
-        said["train.flops"] = f"{e.flops:.4g} ({place} {e.train.flops:g})"
+        said["train.flops"] = f"{e.flops:.5g} ({place} {e.train.flops:g})"
     if e.data.tokenizer in ("bytes", "symbols"):
         ids = 257 if e.data.tokenizer == "bytes" else e.data.symbols + 1
         said["data.vocab_size"] = f"{ids} (derived)"

@@ -6,7 +6,7 @@ from gptjax.errors import BadInput
 from gptjax.models.config import AttentionConfig
 from gptjax.ops.shards import on_platform
 from gptjax.parallel.mesh import abstract_mesh
-from gptjax.plan import make_plan, measure
+from gptjax.plan import make_plan, measure, settled
 from gptjax.planned_kernels import kernels_line, kernels_of
 from tests.conftest import changed
 
@@ -55,3 +55,11 @@ def test_a_kernel_of_absent_devices_is_planned_for_them(wide, kernel, platform):
 def test_what_is_interpreted_is_not_timed(wide):
     seconds, why = measure(with_kernel(wide, "block_list", 1))
     assert seconds is None and "interpreted" in why
+
+
+def test_a_length_in_flops_is_settled(tiny):
+    one = tiny.step_flops.training
+    plan = make_plan(changed(tiny, train={"steps": 0, "tokens": 9, "flops": 7 * one}), False)
+    said = settled(plan)
+    assert said["train.tokens"] == "1792 (by train.flops, in the place of 9)"
+    assert said["train.steps"] == "7 (derived)" and "in whole steps, for" in said["train.flops"]
