@@ -25,8 +25,9 @@ from gptjax.interop.wholefolder import written_whole
 from gptjax.models.config import TransformerConfig
 from gptjax.training.workdir import storage_failure
 
-NO_ROW = "has no parameter like"  # how a family says that it lacks a part
 BIASES = ("biases", "embedding.head_bias")  # fields of what may be written as zeros
+# Parts that a field decides: where that differs, it alone is told.
+PARTS = {"rotary": "positions", "experts": "experts.count"}
 SHARD = 5_000_000_000  # bytes: larger checkpoints are written in several files
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -161,27 +162,45 @@ def choose(config: TransformerConfig, name: str = "") -> Family:
         raise BadInput(
             f"no family of checkpoints has all of this; {nearest}, nearest, has no {lost}"
         )
-    rest = ", ".join(tried[nearest])
+    there = _said(_as_read(FAMILIES[nearest], config), tried[nearest])
     raise BadInput(
-        f"no family of checkpoints has {_said(config, everywhere)} (nearest: {nearest}, but for "
-        f"{rest})"
+        f"no family of checkpoints has {_said(config, everywhere)} (nearest: {nearest}, with "
+        f"{there})"
     )
 
 
 def _unsayable(config: TransformerConfig, families: list[Family]) -> str:
-    """Why none of them can say a model: what its parts are, rather than that it has none."""
-    reasons = []
+    """Why none of them can say a model: in what the nearest differs, and other reasons."""
+    reasons, misses = [], {}
     for family in families:
         try:
-            _as_read(family, config)
-        except BadInput as error:
-            reasons.append(str(error))
-    told = [reason for reason in reasons if NO_ROW not in reason] or reasons
-    return f"no family of checkpoints can say this model: {told[0]}"
+            misses[family.name] = unlike(config, _like(family, config))
+        except BadInput:
+            try:
+                _as_read(family, config)
+            except BadInput as error:
+                reasons.append(str(error))
+    if misses:
+        nearest = min(misses, key=lambda name: len(misses[name]))
+        differs = _said(config, misses[nearest])
+        reasons = [f"{nearest}, nearest, has no {differs}" if differs else nearest, *reasons]
+    return f"no family of checkpoints has this model: {'; '.join(dict.fromkeys(reasons))}"
+
+
+def _like(family: Family, config: TransformerConfig) -> TransformerConfig:
+    """What a family that cannot say a model has in its place: its own for parts it cannot lack."""
+    tree = family.written(config)
+    fields = Fields({k: v for k, v in tree.items() if type(v) is not int or v}, family.name)
+    if family.told:
+        fields.told = family.tell(family.known(config), lambda one, other: False)
+    return family.read(fields)
 
 
 def _said(config: TransformerConfig, fields: list[str]) -> str:
-    return "; ".join(f"model.{field} = {setting(config, field)!r}" for field in fields[:6])
+    parts = {part for part, whole in PARTS.items() if whole in fields}
+    fields = [f for f in fields if f in PARTS.values() or f.partition(".")[0] not in parts]
+    more = f"; and {len(fields) - 6} more" * (len(fields) > 6)
+    return "; ".join(f"model.{field} = {setting(config, field)!r}" for field in fields[:6]) + more
 
 
 def _misses(family: Family, config: TransformerConfig) -> list[str]:

@@ -4,6 +4,7 @@ The table says of every parameter where it stands in their tensors, so that it s
 writing. Rows of parameters that a model does not have (biases, a head that is tied) are left out.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -76,6 +77,16 @@ class Family:
         """Every parameter of a model with what it is made of; BadInput for one without a row."""
         table = {row.ours: row for row in self.rows if row.when is None or row.when(config)}
         return {path: _leaf(path, shape, table, config, self) for path, shape in shapes(config)}
+
+    def known(self, config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of those tensors of a model that the family has."""
+        table = {row.ours: row for row in self.rows if row.when is None or row.when(config)}
+        found = {}
+        for path, shape in shapes(config):
+            with contextlib.suppress(BadInput):
+                pieces = _leaf(path, shape, table, config, self).pieces
+                found |= {piece.name: piece.shape for piece in pieces}
+        return found
 
     def written(self, config: TransformerConfig) -> dict[str, Any]:
         """The config.json of a model, as far as the family can say it."""

@@ -1,5 +1,6 @@
 """The fields of a config.json, and what a model computes, compared field by field."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -214,6 +215,12 @@ def setting(config: TransformerConfig, name: str) -> Any:
 
 
 def unlike(one: TransformerConfig, other: TransformerConfig) -> list[str]:
-    """Names of the fields in which what the two compute differs."""
+    """Names of the fields in which what the two compute differs, by more than rounding."""
     left, right = function_of(one), function_of(other)
-    return [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    return [name for name in {**left, **right} if not _same(left.get(name), right.get(name))]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from gptjax import DataConfig, DecoderConfig, Experiment, MaskedLM, TrainConfig
+from gptjax import DataConfig, DecoderConfig, Experiment, MaskedLM, TrainConfig, get
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import BadInput
 from gptjax.interop import FAMILIES, export, load, read_config
@@ -169,6 +169,9 @@ def test_the_family_that_computes_the_same_is_found():
     def bert(**changes):
         return dataclasses.replace(BERT, **changes)
 
+    def t5_scaled(scale):
+        return dataclasses.replace(T5, embedding=EmbeddingConfig(logit_scale=scale))
+
     assert choose(BERT).name == "bert" and choose(bert(classes=2)).name == "bert"
     no_bias = dataclasses.replace(BERT.embedding, head_bias=False)
     assert choose(bert(embedding=no_bias)).name == "bert"
@@ -178,13 +181,19 @@ def test_the_family_that_computes_the_same_is_found():
     assert choose(bert(embedding=bare, block="pre")).name == "megatron-bert"
     tasks = dataclasses.replace(BERT.embedding, tasks=3)
     assert choose(bert(embedding=tasks)).name == "ernie"
-    assert choose(T5).name == "t5"
+    assert choose(T5).name == "t5" and choose(t5_scaled(0.088388348)).name == "t5"
     layer = dataclasses.replace(T5.attention, bias_tables="layer")
     assert choose(dataclasses.replace(T5, attention=layer)).name == "umt5"
     for config, line in {
         bert(classes=3): "no family of checkpoints has",
         bert(positions="rotary"): r"has model\.positions = 'rotary'",
         dataclasses.replace(T5, num_kv_heads=2): r"has model\.num_kv_heads = 2",
+        t5_scaled(0.09): r"logit_scale = 0\.09 \(nearest: t5, with .*logit_scale = 0\.0883883",
+        t5_scaled(1.1): r"logit_scale = 1\.1 \(nearest: t5, with .*logit_scale = 1\.0\)",
+        # What is not even a BERT's kind of parameter, and another reason of another family.
+        get(
+            "bert_quick"
+        ).model: r"bert, nearest, has no model\.positions = 'rotary'; model\.norm = ",
     }.items():
         with pytest.raises(BadInput, match=line):
             choose(config)

@@ -83,7 +83,8 @@ def is_t5(f: Fields) -> bool:
 
 
 def write_t5(c: EncoderDecoderConfig) -> dict:
-    scale = c.embedding.logit_scale == c.d_model**-0.5
+    given = c.embedding.logit_scale
+    scale = abs(given - c.d_model**-0.5) < abs(given - 1)  # there are these two
     return {
         "vocab_size": c.vocab_size,
         "n_positions": c.context_length,
@@ -220,7 +221,8 @@ def write_bart(c: EncoderDecoderConfig) -> dict:
         "decoder_layers": c.decoder.num_layers,
         "d_model": c.d_model,
         "activation_function": THEIR_ACTIVATIONS.get(c.activation, "gelu"),
-        "scale_embedding": c.embedding.scale == math.sqrt(c.d_model),
+        "scale_embedding": abs(c.embedding.scale - math.sqrt(c.d_model))
+        < abs(c.embedding.scale - 1),
         "tie_word_embeddings": c.tied_embeddings,
         "is_encoder_decoder": True,
         "pad_token_id": min(1, c.vocab_size - 1),
