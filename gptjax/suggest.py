@@ -65,18 +65,24 @@ SYNONYMS = {
 def nearest_fields(name: str, count: int = 3, of=Experiment) -> list[str]:
     """The dotted fields most like `name`, best first; empty when none is close.
 
-    Of parts of a list that have the field alike there is one, the first unless `name` says which.
+    Below a part that exists they are that part's, or those of another by the very same name. Of
+    parts of a list that have the field alike there is one, the first unless `name` says which.
     of: an experiment, whose model and objective have fields of their own.
     """
     part, _, last = name.lower().rpartition(".")
     likeness: dict[str, float] = {}
-    for field in field_names(of):
+    known = field_names(of)
+    within = f"{part.partition('.')[0]}."
+    inside = [field for field in known if field.startswith(within)]
+    for field in inside or known:
         words = [field.rpartition(".")[2], *SYNONYMS.get(field, "").split()]
         best = max(difflib.SequenceMatcher(None, last, word).ratio() for word in words)
         if best >= ENOUGH:
             there = field.rpartition(".")[0]
             same = (there == part) + (_unnumbered(there) == _unnumbered(part))
             likeness[field] = best + SAME_PART * same / 2
+    if inside and not likeness:
+        likeness = {field: 1.0 for field in known if field.rpartition(".")[2] == last}
     best = max(likeness.values(), default=0.0)
     near = [field for field, how in likeness.items() if best - how < MARGIN]
     first: dict[str, str] = {}
@@ -108,11 +114,11 @@ def unknown_field(name: str, of=Experiment) -> BadInput:
     if near:
         meant = f"did you mean {' or '.join(repr(field) for field in near)}?"
         return BadInput(f"unknown field '{name}'; {meant}")
-    part = name.rpartition(".")[0]
-    inside = [field for field in known if part and field.startswith(f"{part}.")]
-    if inside:
-        lasts = ", ".join(field.removeprefix(f"{part}.") for field in inside)
-        return BadInput(f"unknown field '{name}'; '{part}' has {lasts}")
+    while part := part.rpartition(".")[0]:
+        inside = [field for field in known if field.startswith(f"{part}.")]
+        if inside:
+            lasts = ", ".join(field.removeprefix(f"{part}.") for field in inside)
+            return BadInput(f"unknown field '{name}'; '{part}' has {lasts}")
     return BadInput(f"unknown field '{name}'; --help lists them all")
 
 

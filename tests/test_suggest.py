@@ -17,11 +17,13 @@ LENGTHS = ["data.sequence_length", "model.context_length"]
         ("model.depht depth num_layer", ["model.num_layers"]),
         ("layers model.layres", ["model.layers", "model.num_layers"]),
         ("heads model.haeds n_head", ["model.num_heads"]),
-        ("context seq_len model.block_size contxt", LENGTHS),
+        ("context seq_len contxt", LENGTHS),
+        ("model.block_size", ["model.context_length"]),
         ("learning_rate optim.learnign_rate lr optm.lr", ["optim.lr"]),
         ("batch data.bacth batchsize", ["data.batch_size"]),
         ("steps model.steps train.setps iterations", ["train.steps"]),
-        ("seed train.sed", ["data.facts.seed", "data.seed", "train.seed"]),
+        ("seed", ["data.facts.seed", "data.seed", "train.seed"]),
+        ("train.sed", ["train.seed"]),
         ("qqqq opt", []),
     ],
 )
@@ -48,6 +50,14 @@ def test_parts_of_a_list_have_numbers():
     assert "mean 'objective.denoisers.2.rate'" in said("denoisers.2.rat")
     assert "mean 'objective.denoisers.0.rate'" in said("denoisers.rate")
     assert "is a part with fields" in said("denoisers.3")
+
+
+def test_below_a_part_its_own_fields_are_named():
+    run = registry.get("t5_quick").with_objective("prefix_lm")
+    for name in ("objective.rate", "objective.denoisers.0.rat"):
+        assert "'objective' has z_loss, chunk_tokens, " in str(unknown_field(name, run))
+    said = str(unknown_field("objective.denoisers.0.rat", registry.get("ul2_quick")))
+    assert said.endswith("did you mean 'objective.denoisers.0.rate'?")
 
 
 def test_what_is_said():
