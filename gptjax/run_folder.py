@@ -61,7 +61,9 @@ def load_experiment(workdir: str | Path) -> Experiment:
     tree = read_config(Path(workdir))
     if tree is None:
         others = (Path(workdir) / "config.json").exists()
-        hint = f"; for a model of transformers give hf:{workdir}" if others else ""
+        source = f"hf:{workdir}"
+        hint = f"; for a model of transformers give {source}" if others else ""
+        hint += f', in Python gptjax.interop.load("{source}")' if others else ""
         raise BadInput(f"{workdir} holds no run: there is no experiment.json in it{hint}")
     return Experiment.from_json(tree)
 

@@ -7,6 +7,7 @@ among them, with the length 1.
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +23,38 @@ STEP = 16  # lengths are filled up to multiples of it, so that few programs are 
 
 
 def sentence_embeddings(
-    source: Source, texts: Sequence[str], *, length: int = 256, batch_size: int = 32
+    source: Source | str | Path,
+    texts: Sequence[str],
+    *,
+    length: int | None = None,
+    batch_size: int = 32,
 ) -> np.ndarray:
     """float32 [texts, D]: a vector of length 1 for each text, cut to `length` tokens.
 
-    source: an encoder, or an encoder-decoder, whose encoder is asked. Texts begin with the
-    tokenizer's `cls` and end with its `sep`, or `eos`, where it has them. BadInput for a model
-    that reads from left to right, one without a tokenizer, and a text without a token.
+    source: an encoder, or an encoder-decoder, whose encoder is asked: one that was loaded, or
+    where it is, a run's folder or hf:PATH; length: 256 by default, or all of a shorter context.
+    Texts begin with the tokenizer's `cls` and end with its `sep`, or `eos`, where it has them.
+    BadInput for a model that reads from left to right, one without a tokenizer, and a text without
+    a token.
     """
+    if isinstance(texts, str):
+        raise BadInput("texts is one text; give a list of texts, such as ['one', 'two']")
+    texts = list(texts)
+    for n, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BadInput(f"text {n} is {text!r}; give strings")
+    if isinstance(source, str | Path):
+        source = _loaded(str(source))
     config = source.config
     if config.kind not in ("encoder", "encoder_decoder"):
         raise BadInput(f"vectors of texts are made by encoders, and this model is a {config.kind}")
     if source.tokenizer is None:
         raise BadInput("vectors of texts need a tokenizer, and this model has none")
-    if not 3 <= length <= config.context_length or batch_size < 1:
-        raise BadInput(
-            f"length is {length} and batch_size {batch_size}; give 3 to {config.context_length} "
-            "tokens, and 1 or more texts"
-        )
+    length = min(256, config.context_length) if length is None else length
+    if not 3 <= length <= config.context_length:
+        raise BadInput(f"length is {length}; give 3 to {config.context_length} tokens")
+    if batch_size < 1:
+        raise BadInput(f"batch_size is {batch_size}; give 1 or more texts")
     rows = _rows(source.tokenizer, texts, length)
     order = np.argsort([len(row) for row in rows], kind="stable")
     out = np.zeros((len(rows), config.d_model), np.float32)
@@ -58,13 +73,22 @@ def sentence_embeddings(
     return out
 
 
+def _loaded(source: str) -> Source:
+    """The model that a text names."""
+    import gptjax
+    from gptjax.interop.loading import SOURCES, load
+
+    kind, colon, _ = source.partition(":")
+    return load(source) if colon and kind in SOURCES else gptjax.load(source)
+
+
 def _rows(tokenizer, texts: Sequence[str], length: int) -> list[np.ndarray]:
     """The ids of every text."""
     special = tokenizer.special
     start = [special["cls"]] if "cls" in special else []
     end = [special[role] for role in ("sep", "eos") if role in special][:1]
     room = length - len(start) - len(end)
-    rows = [np.array([*start, *ids[:room], *end]) for ids in tokenizer.encode_many(list(texts))]
+    rows = [np.array([*start, *ids[:room], *end]) for ids in tokenizer.encode_many(texts)]
     for n, row in enumerate(rows):
         if not len(row):
             raise BadInput(f"text {n} has no token: {texts[n]!r}")
