@@ -216,5 +216,8 @@ def digest(text: str, digits: int = 6) -> str:
 
 def _label(fields: Mapping[str, object]) -> str:
     """`d_model=64,lr=0.001` as a folder's name: d_model-64_lr-0.001."""
-    parts = (f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in fields.items())
+    said = dict(fields)
+    if isinstance(flops := fields.get("train.flops"), int | float):
+        said["train.flops"] = f"{flops:g}"
+    parts = (f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in said.items())
     return re.sub(r"[^\w.+=-]", "-", "_".join(parts))[:60]

@@ -118,9 +118,11 @@ def test_lengths_in_flops_of_a_grid():
     with pytest.raises(BadInput, match=r"row 0.*train.steps = 3 takes the place of train.flops"):
         _ = Sweep("s", BASE, budgets).points
     base = dataclasses.replace(BASE, train=TrainConfig(tokens=9))
+    with pytest.raises(BadInput, match=r"train.flops is 'many', which is not of type float"):
+        _ = Sweep("s", base, values("train.flops", "many")).points
     sweep = Sweep("s", base, WIDTHS * budgets, Analysis(laws=(), compare="model.d_model"))
     sweep.validate()
-    assert sweep.points[1].name.startswith("d_model-16_flops-4000000000.0-")
+    assert sweep.points[1].name.startswith("d_model-16_flops-4e+09-")
     for point in sweep.points:
         half = point.experiment.step_flops.training / 2
         assert abs(point.flops - point.row["train.flops"]) <= half
