@@ -43,7 +43,7 @@ class Decoder(Stack):
         c = self.config
         T = tokens_BT.shape[1]
         table_VD = self.words()
-        x_BTD = self.widened(self.vectors(table_VD, tokens_BT))
+        x_BTD = self.widened(self.vectors(table_VD, tokens_BT), self.widening())
         start = 0 if cache is None else cache.length
         positions = start + jnp.arange(T) if positions_BT is None else positions_BT
         more = {"types": (c.embedding.types, types_BT)} if c.embedding.types else {}

@@ -37,7 +37,7 @@ class Encoder(Stack):
         c = self.config
         T = tokens_BT.shape[1]
         table_VD = self.words()
-        x_BTD = self.widened(self.vectors(table_VD, tokens_BT))
+        x_BTD = self.widened(self.vectors(table_VD, tokens_BT), self.widening())
         positions = jnp.arange(T) if positions_BT is None else positions_BT
         more = {"types": (c.embedding.types, types_BT), "tasks": (c.embedding.tasks, tasks_BT)}
         more = {name: given for name, given in more.items() if given[0]}

@@ -56,11 +56,11 @@ class EncoderDecoder(Stack):
         in it; what the layers make of the encoder's side is kept there.
         """
         c = self.config
-        table_VD = self.words()
+        table_VD, w_ED = self.words(), self.widening()
         routings = []
         if written_BSD is None and (cache is None or cache.written is None):
             inputs = Inputs(jnp.arange(source_BS.shape[1]), source_segments_BS)
-            x_BSD = self.widened(self.vectors(table_VD, source_BS))
+            x_BSD = self.widened(self.vectors(table_VD, source_BS), w_ED)
             side = Side(c.encoder, self.rules, name="encoder")
             written_BSD, _, routings = side(x_BSD, inputs, types_BT=source_types_BS)
         if tokens_BT is None:
@@ -68,7 +68,7 @@ class EncoderDecoder(Stack):
         T = tokens_BT.shape[1]
         positions = jnp.arange(T) if cache is None else cache.length + jnp.arange(T)
         inputs = Inputs(positions, segments_BT, None, None, written_BSD, source_segments_BS)
-        x_BTD = self.widened(self.vectors(table_VD, tokens_BT))
+        x_BTD = self.widened(self.vectors(table_VD, tokens_BT), w_ED)
         side = Side(c.decoder, self.rules, cross=True, name="decoder")
         x_BTD, cache, more = side(x_BTD, inputs, cache)
         cache = None if cache is None else cache._replace(length=cache.length + T)

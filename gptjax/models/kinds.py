@@ -78,7 +78,11 @@ class EncoderDecoderConfig(TransformerConfig):
         except BadInput as error:
             said = str(error).replace("model.attention.pattern", "model.encoder_pattern")
             raise BadInput(said) from None
-        self.decoder.validate()
+        try:
+            self.decoder.validate()
+        except BadInput as error:
+            said = str(error).replace("model.num_layers", "model.decoder_layers")
+            raise BadInput(said) from None
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,8 @@ class TaskModulesConfig(TransformerConfig):
                     if stack is stacks[1]:
                         for ours, name in OF_MODULES.items():
                             said = said.replace(f"model.{name}", f"model.{ours}")
+                        if "model.task_" not in said:
+                            said = f"with model.task_width = {self.task_size}: {said}"
                     raise BadInput(said) from None
         if self.layers == "scan" and len(self.reader.turn) != len(self.turn):
             raise BadInput(

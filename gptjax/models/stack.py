@@ -84,14 +84,20 @@ class Stack(nn.Module):
         """The table of tokens."""
         return self.table("embedding", embedding_std(self.config), self.config.vocab_size)
 
-    def widened(self, x_BTE):
-        """Vectors of tokens as wide as the stream."""
+    def widening(self):
+        """The matrix from the width of token vectors to the stream's, None where they are one."""
         c = self.config
         if not c.embedding.size:
-            return x_BTE
+            return None
         axes, shape = (None, "embed"), (c.embedding.size, c.d_model)
-        w_ED = weight(self, "embedding_in", normal(init_std(c, shape[0])), shape, axes)
-        spec = activation_spec(("batch", "seq", None), (*x_BTE.shape[:2], c.d_model), self.rules)
+        return weight(self, "embedding_in", normal(init_std(c, shape[0])), shape, axes)
+
+    def widened(self, x_BTE, w_ED):
+        """Vectors of tokens as wide as the stream, by `widening`."""
+        if w_ED is None:
+            return x_BTE
+        shape = (*x_BTE.shape[:2], self.config.d_model)
+        spec = activation_spec(("batch", "seq", None), shape, self.rules)
         return project(x_BTE, w_ED, out_sharding=spec)
 
     def headed(self, x_BTD, table_VD):

@@ -42,11 +42,11 @@ class TaskModules(Stack):
         tokens follow those already in it. states_BTD are those of the last module that ran.
         """
         c = self.config
-        table_VD = self.words()
+        table_VD, w_ED = self.words(), self.widening()
         trunk = Side(c.writer, self.rules, name="trunk")
         hidden, routings, pooled = [], [], (None, None)
         if source_BS is not None:
-            x_BSD = self.widened(self.vectors(table_VD, source_BS))
+            x_BSD = self.widened(self.vectors(table_VD, source_BS), w_ED)
             inputs = Inputs(jnp.arange(source_BS.shape[1]), source_segments_BS)
             x_BSD, _, more = trunk(x_BSD, inputs, types_BT=source_types_BS, kinds=c.reader)
             states_BTD, _ = self.task("understanding", c.understanding, x_BSD, inputs)
@@ -60,7 +60,7 @@ class TaskModules(Stack):
             positions = start + jnp.arange(T) if positions_BT is None else positions_BT
             inputs = Inputs(positions, segments_BT)
             below, above = _parted(cache, c.writer)
-            x_BTD = self.widened(self.vectors(table_VD, tokens_BT))
+            x_BTD = self.widened(self.vectors(table_VD, tokens_BT), w_ED)
             x_BTD, below, more = trunk(x_BTD, inputs, below)
             states_BTD, above = self.task("generation", c.generation, x_BTD, inputs, above)
             hidden.append(self.product("generation_out", states_BTD, c.d_model))

@@ -83,7 +83,7 @@ class TwoStream(Stack):
         c = self.config
         B, T = tokens_BT.shape
         table_VD = self.words()
-        x_BTD = Dropout(c.dropout)(self.widened(self.vectors(table_VD, tokens_BT)))
+        x_BTD = Dropout(c.dropout)(self.widened(self.vectors(table_VD, tokens_BT), self.widening()))
         std = init_std(c, c.d_model)
         start_D = weight(self, "query_start", normal(std), (c.d_model,), ("embed",))
         x_BND, places = x_BTD, ("batch", "seq", None)

@@ -33,7 +33,7 @@ from gptjax.objectives.masked import MaskedLM
 
 @dataclass(frozen=True)
 class MultiTask(MaskedLM):
-    """The mean over hidden tokens and the mean over next tokens, weighed.
+    """Hidden tokens and next tokens, weighed as if their means were; numbers are those expected.
 
     `targets` are those of hidden tokens and then the next tokens.
     """
@@ -84,9 +84,9 @@ class MultiTask(MaskedLM):
             return self.of_tokens(out, out.hidden_BTD[:, part], targets, weights)
 
         masked, written = of(slice(hidden)), of(slice(hidden, None))
-        share, count = self.masked_share, masked.tokens + written.tokens
-        total = share * masked.total / masked.tokens
-        total = count * (total + (1 - share) * written.total / written.tokens)
+        count = masked.tokens + written.tokens
+        first, second = self._weights(batch["source"].shape[1], batch["tokens"].shape[1])
+        total = first * masked.total + second * written.total
         parts = {
             "masked": PartSums(masked.nats, masked.correct, masked.tokens),
             "next": PartSums(written.nats, written.correct, written.tokens),
@@ -96,6 +96,16 @@ class MultiTask(MaskedLM):
         if "label" in batch:
             sums = with_classes(sums, out.rows_BC, batch["label"])
         return with_routing(sums, out)
+
+    def _weights(self, source: int, tokens: int) -> tuple[float, float]:
+        """What a hidden token and a next one count in the sum that is minimised.
+
+        By the mean number of hidden tokens, so that no split of a batch changes the sum.
+        """
+        raw, _ = self._sizes(source)
+        hidden = (self.rate + self.shuffle_rate) * raw
+        every = hidden + tokens
+        return self.masked_share * every / hidden, (1 - self.masked_share) * every / tokens
 
     def text(self, sums: LossSums, batch) -> tuple:
         hidden = batch["at"].shape[1]

@@ -42,7 +42,7 @@ def attention(
 
     segments_BT: integers; a query reads only keys of its own segment. prefix_BT: bool, keys that
     every query reads beside those of the pattern; only `dense` has them. slopes_H: ALiBi slopes,
-    the score gets slope * (key position - query position) (arXiv 2108.12409); constants, no
+    the score loses slope * |key position - query position| (arXiv 2108.12409); constants, no
     gradient flows into them. scale: of the scores, 1/sqrt(K) by default. BadInput when a forced
     kernel cannot do what is asked.
     """
@@ -327,7 +327,7 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGK, mask, apart, slopes_H, scale, bias
     )
     if slopes_H is not None:
         slopes = slopes_H.reshape(1, groups, -1, 1, 1)
-        scores = scores + slopes * apart[:, None, None].astype(jnp.float32)
+        scores = scores - slopes * jnp.abs(apart)[:, None, None].astype(jnp.float32)
     if bias_BHTS is not None:
         scores = scores + bias_BHTS.reshape(bias_BHTS.shape[0], *scores.shape[1:])
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, FAR), axis=-1)

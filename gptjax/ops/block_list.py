@@ -88,7 +88,7 @@ def _scores(plan: _Plan, aside: _Aside, left, right, queries: _Side, keys: _Side
     """Products of the rows of two blocks, scaled and with ALiBi, as exponents of 2."""
     scores = _product(left, right.T) * (plan.scale * LOG2_E)
     if slope is not None:
-        scores = scores + (slope * LOG2_E) * (keys.at - queries.at).astype(jnp.float32)
+        scores = scores - (slope * LOG2_E) * jnp.abs(keys.at - queries.at).astype(jnp.float32)
     return scores
 
 

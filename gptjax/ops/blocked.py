@@ -43,7 +43,7 @@ def _masked(work: Work, strip, scores, extras, transposed: bool):
         apart = turn((k_at - q_at).astype(jnp.float32))[:, None, None]
         slopes = slopes_GR[None, None, :, None, :, None] if transposed else (
             slopes_GR[None, None, :, :, None, None])  # fmt: skip
-        scores = scores + slopes * wide(apart)
+        scores = scores - slopes * wide(jnp.abs(apart))
     return jnp.where(mask, scores, FAR)
 
 

@@ -137,8 +137,10 @@ def _forward(how, q_BTHK, k_BSGK, v_BSGK, terms, mask):
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, -1, keepdims=True)
         values = v[:, :, strip[2] : strip[3]]
-        outs.append(product("hbcs,hbsk->hbck", weights.astype(v.dtype), values) / total)
-        sums.append(top + jnp.log(total))
+        out = product("hbcs,hbsk->hbck", weights.astype(v.dtype), values) / total
+        reads = top > FAR / 2  # a query that reads nothing gets 0, and so do all gradients of it
+        outs.append(jnp.where(reads, out, 0.0))
+        sums.append(jnp.where(reads, top + jnp.log(total), 0.0))
     out_BTHK = _heads_last(jnp.concatenate(outs, 2)).astype(q_BTHK.dtype)
     return out_BTHK, (q_BTHK, k_BSGK, v_BSGK, terms, mask, out_BTHK, jnp.concatenate(sums, 2))
 

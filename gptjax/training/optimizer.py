@@ -133,6 +133,8 @@ def width_multipliers(config: OptimConfig, model: DecoderConfig, params):
         if not is_block_matrix(name):
             return 1.0
         shared = model.num_kv_heads == 1 and re.search("(key|value)$", name)
+        if name.startswith(("understanding", "generation")):  # with as many as other heads
+            shared = False
         if config.name == "muon" and shared:
             return math.sqrt(model.head_ratio) / r
         return r**-power

@@ -45,7 +45,11 @@ MODELS = {
         reading_pattern="bidirectional/window:2,2",
     ),
     "experts": TaskModulesConfig(
-        **SMALL, positions="alibi", task_layers=1, experts=ExpertsConfig(count=3, every=2)
+        **SMALL,
+        positions="alibi",
+        task_layers=1,
+        experts=ExpertsConfig(count=3, every=2),
+        embedding=EmbeddingConfig(size=16),
     ),
 }
 
@@ -60,7 +64,8 @@ def test_the_parts_are_an_encoder_and_a_decoder_with_one_trunk(name):
     config, params = MODELS[name], random_params(MODELS[name])
     source, tokens = ids(S), ids(T, seed=1)
     out = apply(config, tokens, source_BS=source)
-    whole = {"embedding": params["embedding"], "head": params.get("head"), **params["trunk"]}
+    whole = {name: x for name, x in params.items() if name.startswith("embedding")}
+    whole |= {"head": params.get("head"), **params["trunk"]}
     read = Encoder(dataclasses.replace(config.reader, head="plain")).apply(
         {"params": whole | {"head_bias": jnp.zeros(37)}}, source
     )
@@ -76,9 +81,10 @@ def test_the_parts_are_an_encoder_and_a_decoder_with_one_trunk(name):
         out_DF, bias_F = (np.asarray(params[f"{task}_out{part}"]) for part in ("", "_bias"))
         said.append(np.asarray(x) @ out_DF + bias_F)
     head = params["embedding"] if config.tied_embeddings else params["head"]
-    expected = np.concatenate(said, 1) @ np.asarray(head).T + np.asarray(
-        params.get("head_bias", 0.0)
-    )
+    said, bias_V = np.concatenate(said, 1), np.asarray(params.get("head_bias", 0.0))
+    if "embedding_out" in params:
+        said = said @ np.asarray(params["embedding_out"])
+    expected = said @ np.asarray(head).T + bias_V
     np.testing.assert_allclose(logits(out), expected, rtol=1e-4, atol=2e-4)
     # Either alone is the same.
     np.testing.assert_allclose(logits(apply(config, tokens)), expected[:, S:], rtol=1e-4, atol=2e-4)

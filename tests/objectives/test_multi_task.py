@@ -1,10 +1,16 @@
 """Rows of two tasks: one text is masked, the text after it is read in order."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
+from gptjax import TaskModulesConfig
 from gptjax.errors import BadInput
+from gptjax.models.build import init_params
 from gptjax.objectives import MaskedLM, MultiTask
+from gptjax.training.step import gradients, loss_sums
 from tests.objectives.rows import SYMBOLS, maker
 
 FAMILY = "task_modules"
@@ -48,3 +54,22 @@ def test_a_share_of_one_task_alone_is_refused():
     for share in (0.0, 1.0, -1.0):
         with pytest.raises(BadInput, match="--objective=masked_lm or next_token"):
             MultiTask(masked_share=share).validate()
+
+
+def test_microbatches_add_up_to_the_batch_also_where_nothing_is_hidden():
+    model = TaskModulesConfig(
+        vocab_size=130, context_length=8, num_layers=1, d_model=8, num_heads=1, task_layers=1
+    )
+    objective = MultiTask(rate=0.05)
+    make, _, _ = maker(objective, 8, FAMILY)
+    made = [make(seed)[0] for seed in range(8)]
+    batch = {name: np.stack([row[name] for row in made]) for name in made[0]}
+    assert (batch["weights"][:, : batch["at"].shape[1]].sum(1) == 0).any()
+    params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
+    sums_of = functools.partial(loss_sums, model, objective)
+    whole, parts = (
+        jax.jit(lambda p, b, n=n: gradients(sums_of, n, p, b, None)[0])(params, batch)
+        for n in (1, 8)
+    )
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)

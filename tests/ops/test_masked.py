@@ -178,3 +178,28 @@ def test_heads_and_rows_on_a_mesh_and_populations():
         placed = [jax.device_put(x, spec) for x, spec in zip((q, k, v, *terms), specs, strict=True)]
         for a, b in zip(alone, grad(*placed), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_query_that_reads_nothing_gets_nothing():
+    """Also no gradient, whichever strip it stands in; the others are as without it."""
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.normal(size=(2, 70, 2, 8)).astype(np.float32) for _ in range(3))
+    mask = rng.random((2, 70, 70)) < 0.4
+    mask[:, [3, 69]] = False
+    mask[1] = False
+
+    def run(q, k, v):
+        return masked.masked_attention(q, k, v, jnp.asarray(mask), 0.3)
+
+    out, back = jax.vjp(run, q, k, v)
+    expected = softmax_attention(q, k, v, jnp.asarray(mask), None, None, 0.3)
+    some = mask.any(-1)
+    np.testing.assert_allclose(out[some], expected[some], rtol=2e-4, atol=2e-5)
+    assert not np.asarray(out)[~some].any()
+    cotangent = rng.normal(size=out.shape).astype(np.float32)
+    dq, dk, dv = back(cotangent)
+    assert not np.asarray(dq)[~some].any()
+    assert not np.asarray(dk)[1].any() and not np.asarray(dv)[1].any()
+    quiet = np.where(some[..., None, None], cotangent, 0)
+    for one, other in zip((dq, dk, dv), back(quiet), strict=True):
+        np.testing.assert_array_equal(one, other)
