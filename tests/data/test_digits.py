@@ -15,7 +15,7 @@ from gptjax.errors import BadInput
 from gptjax.evaluation.perplexity import Perplexity
 from gptjax.parallel.mesh import MeshConfig, make_mesh
 
-Sums = namedtuple("Sums", "nats tokens correct rows")
+Sums = namedtuple("Sums", "nats tokens correct parts")
 
 CONFIG = DataConfig(
     corpus="digits",
@@ -77,7 +77,7 @@ def test_the_loss_is_told_per_dimension(cached):
     _, dataset = cached
     mesh = make_mesh(MeshConfig(data=1))
     sums = {"nats": 650.0, "tokens": 325.0, "correct": 0.0}  # of five images
-    eval_step = lambda params, batch: Sums(**sums, rows=None)
+    eval_step = lambda params, batch: Sums(**sums, parts=None)
     told = Perplexity(eval_step, dataset, 1, mesh, {}, NextToken())
     figures = told(None)
     assert figures["bits_per_dimension"] == pytest.approx(650 / math.log(2) / 320)

@@ -204,7 +204,7 @@ def test_a_static_mask_is_that_of_its_window_and_a_dynamic_one_is_not():
     ("family", "objective", "words"),
     [
         ("encoder", UL2(), "'ul2' is for a model of kind encoder_decoder or decoder.*masked_lm"),
-        ("decoder", MaskedLM(), "for a model of kind encoder, .*next_token, .*glm"),
+        ("decoder", MaskedLM(), "for a model of kind encoder or task_modules, .*next_token, .*glm"),
         ("encoder", MaskedLM(sentences="order"), "--model.classes=2"),
         ("decoder", PrefixLM(low=0.9), "objective.low"),
     ],

@@ -48,7 +48,7 @@ def exact_attention(pattern, scale, q, k, v, g, segments=None, slopes=None) -> E
                 mask = mask & (own[:, None] == own[None, :])
             scores = scale * q[b, :, h] @ k[b, :, key].T
             if slopes is not None:
-                scores = scores + float(slopes[h]) * apart
+                scores = scores - float(slopes[h]) * np.abs(apart)
             scores = np.where(mask, scores, -np.inf)
             weights = np.exp(scores - scores.max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True)

@@ -359,7 +359,7 @@ def test_matrices_of_all_stacks_are_those_of_blocks(layers):
     pair = EncoderDecoderConfig(**sizes, **more, layers=layers, experts=ExpertsConfig(count=2))
     read = EncoderConfig(**sizes, layers=layers, pooler="first", classes=2)
     streams = TwoStreamConfig(**sizes, embedding=EmbeddingConfig(types=2))
-    inside = r"/(query|key|value|output|distance|up|down)$"
+    inside = r"/(query|key|value|output|distance|up|down)$|^(transform|pooler)$"
     for model in (pair, read, streams):
         shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
         found = set()
